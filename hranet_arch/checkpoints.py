@@ -1,0 +1,107 @@
+"""Checkpoint files: written whole or not at all, read without running code, found again for a resume."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import pickle
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from hranet_arch.errors import InputError, TrainingError
+
+logger = logging.getLogger(__name__)
+
+PARAM_KEYS = ("params_ema", "params")
+
+
+def save_atomically(content: object, path: str | os.PathLike) -> None:
+    """``torch.save`` to a file beside ``path``, then a rename: ``path`` is the old file or the new one, whole.
+
+    Raises:
+        TrainingError: if it cannot be written (disk full, no permission).
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:  # torch's zip writer raises RuntimeError on a full disk
+        raise TrainingError(
+            f"Cannot write the checkpoint {path}: {error}. Earlier checkpoints are intact. "
+            "Free some space or mend the permissions, then go on with --auto_resume."
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):  # it has been renamed, or could not even be made
+            temporary.unlink()
+
+
+def load_checkpoint(path: str | os.PathLike) -> dict:
+    """Reads a ``.pth``, ``.state`` or ``.safetensors`` file onto the CPU; runs no code from it (``weights_only``).
+
+    Raises:
+        InputError: if the file is missing, truncated, or holds anything but tensors and plain values.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: there is no such checkpoint.")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged bytes end in struct.error, IndexError, AssertionError, SafetensorError, ...
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if isinstance(error, pickle.UnpicklingError):  # torch's own text advises to run the file's code
+            reason = "holds something else than tensors and plain values."
+        raise InputError(f"{path}: not a whole checkpoint ({path.stat().st_size} bytes): {reason}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: holds a {type(content).__name__}; a checkpoint is a dictionary of tensors.")
+    return content
+
+
+def select_params(checkpoint: dict, key: str | None = None) -> tuple[dict[str, Tensor], str]:
+    """Finds the network's tensors: under ``key``, else ``params_ema``, ``params``, else the dictionary itself.
+
+    A leading ``module.`` (DataParallel) is removed from the names.
+
+    Returns:
+        The tensors by name, and the key they were found under (``'bare'`` for the dictionary itself).
+    """
+    found = next((k for k in (key, *PARAM_KEYS) if k is not None and isinstance(checkpoint.get(k), dict)), None)
+    params = checkpoint if found is None else checkpoint[found]
+    if not all(isinstance(value, Tensor) for value in params.values()):
+        raise InputError(f"The checkpoint holds no network; its keys are: {', '.join(map(str, checkpoint))}.")
+    return {name.removeprefix("module."): value for name, value in params.items()}, found or "bare"
+
+
+def find_resumable(states: str | os.PathLike, models: str | os.PathLike, networks: list[str]) -> Path | None:
+    """Finds the newest training state that loads and whose networks (``net_{name}_{iter}.pth``) load too.
+
+    Files that do not load are named in a warning and passed over.
+
+    Returns:
+        The path of the ``.state`` file, or None where the folder holds none.
+
+    Raises:
+        InputError: if there are states, but none of them can be used: starting anew would move the run aside.
+    """
+    paths = [path for path in Path(states).glob("*.state") if path.stem.isdecimal()]
+    for path in sorted(paths, key=lambda path: int(path.stem), reverse=True):
+        try:
+            load_checkpoint(path)
+            for name in networks:
+                load_checkpoint(Path(models) / f"net_{name}_{path.stem}.pth")
+            return path
+        except InputError as error:
+            logger.warning("Cannot resume from %s: %s", path.name, error)
+    if paths:
+        raise InputError(f"{states}: none of the {len(paths)} training states can be resumed (see above).")
+    return None

@@ -1,0 +1,76 @@
+"""Pictures: files and bytes <-> arrays <-> tensors. Depth and grey are kept as the file has them."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from hranet_arch.errors import InputError
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
+
+_FLAGS = {
+    "gray": cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH,  # converted below: OpenCV's own way differs with the file's format
+    "rgb": cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH,
+    "unchanged": cv2.IMREAD_UNCHANGED,
+}
+
+
+def decode_image(data: bytes, name: str, color: Literal["gray", "rgb", "unchanged"] = "unchanged") -> np.ndarray:
+    """Decodes the bytes of a picture file.
+
+    Args:
+        data: the file's bytes.
+        name: what to call the picture in an error.
+        color: ``'gray'`` and ``'rgb'`` convert (colour to grey by BT.601's full-range weights, alpha dropped);
+            ``'unchanged'`` keeps the channels of the file.
+
+    Returns:
+        uint8, uint16 or float array: ``(h, w)`` for grey, else ``(h, w, c)`` in OpenCV's BGR order.
+
+    Raises:
+        InputError: if the bytes are not a whole picture.
+    """
+    buffer = np.frombuffer(data, np.uint8)
+    try:
+        image = cv2.imdecode(buffer, _FLAGS[color]) if buffer.size else None
+    except cv2.error:  # a size beyond OpenCV's limit, among others
+        image = None
+    if image is None:
+        raise InputError(f"{name}: not a picture that can be read ({len(data)} bytes; damaged, or not a picture).")
+    return cv2.cvtColor(image, cv2.COLOR_BGR2GRAY) if color == "gray" else image
+
+
+def to_float(image: np.ndarray, name: str) -> np.ndarray:
+    """Scales a picture to float32 in [0, 1] by its own depth: uint8 by 255, uint16 by 65535; float is kept."""
+    if image.dtype == np.uint8:
+        return image.astype(np.float32) / 255
+    if image.dtype == np.uint16:
+        return image.astype(np.float32) / 65535
+    if np.issubdtype(image.dtype, np.floating):
+        return image.astype(np.float32)
+    raise InputError(f"{name}: pixels of type {image.dtype}; 8-bit, 16-bit and float pictures can be used.")
+
+
+def to_tensor(image: np.ndarray) -> Tensor:
+    """Array ``(h, w)``, ``(h, w, 1)`` or BGR ``(h, w, 3)`` to a tensor ``(1, h, w)`` or RGB ``(3, h, w)``."""
+    if image.ndim == 2:
+        image = image[..., None]
+    elif image.shape[2] == 3:
+        image = image[..., ::-1]
+    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+
+
+def to_uint8(tensor: Tensor) -> np.ndarray:
+    """Tensor ``(c, h, w)`` in [0, 1] to uint8 ``(h, w)`` or BGR ``(h, w, 3)``: clipped, rounded; the input is kept."""
+    return (to_array(tensor).clip(0, 1) * 255).round().astype(np.uint8)
+
+
+def to_array(tensor: Tensor) -> np.ndarray:
+    """Tensor ``(c, h, w)`` to a float32 array ``(h, w)`` or BGR ``(h, w, 3)``, neither clipped nor rounded."""
+    array = tensor.detach().float().cpu().numpy()
+    return array[0] if array.shape[0] == 1 else np.ascontiguousarray(array[::-1].transpose(1, 2, 0))
