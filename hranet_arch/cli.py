@@ -1,0 +1,244 @@
+"""The ``basicsr`` command (also ``hranet``, and ``python -m hranet_arch``).
+
+Exit status: 0 done; 1 a run that failed; 2 something the user gave cannot be used; 130 stopped by a signal.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import random
+import sys
+from pathlib import Path
+
+from hranet_arch.errors import InputError, Interrupted, TrainingError
+
+EXAMPLES = """examples:
+  basicsr train -opt options/train_hranet.yml
+  basicsr train -opt options/train_hranet.yml --auto_resume
+  basicsr train -opt options/train_hranet.yml --force_yml train:total_iter=1000 network_g:num_feat=32
+  basicsr test -opt options/test_hranet.yml
+  basicsr prepare lmdb --input my_pictures --output datasets/mine.lmdb
+  basicsr doctor
+"""
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Runs a command line; ends the process with the exit status above."""
+    arguments = _build_parser().parse_args(argv)
+    _show_messages()
+    try:
+        sys.exit(arguments.run(arguments) or 0)
+    except (InputError, TrainingError, Interrupted) as error:
+        status = {InputError: 2, TrainingError: 1, Interrupted: 130}[type(error)]
+        print(f"basicsr: {_without_traceback(error)}", file=sys.stderr)
+    except KeyboardInterrupt:
+        status = 130
+    except BrokenPipeError:  # `basicsr list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 1
+    except OSError as error:
+        if error.filename is None:  # not about a file: a fault of ours
+            raise
+        status = 2
+        print(f"basicsr: {error.filename}: {error.strerror}.", file=sys.stderr)
+    sys.exit(status)
+
+
+def _show_messages() -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    package = logging.getLogger("hranet_arch")
+    package.handlers = [handler]
+    package.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR)
+    package.propagate = False
+
+
+def _without_traceback(error: Exception) -> str:
+    """An error from a data loader's worker arrives as the text of its traceback; the message is its last part."""
+    text = str(error)
+    return text.rpartition(f"{type(error).__name__}: ")[2].strip() if "Original Traceback" in text else text
+
+
+# --- train, test ------------------------------------------------------------------------------------------------------
+
+
+def _run_options(arguments: argparse.Namespace) -> None:
+    is_train = arguments.verb == "train"
+    from hranet_arch import options, sample
+
+    opt = options.read_options(arguments.opt)
+    options.override(opt, arguments.force_yml or [])
+    datasets = opt["datasets"].values() if isinstance(opt.get("datasets"), dict) else []
+    roots = [str(dataset.get("dataroot_gt")) for dataset in datasets if isinstance(dataset, dict)]
+    if any(sample.is_sample_path(root) and not Path(root).exists() for root in roots):
+        sample.prepare_sample()
+    from hranet_arch import pipeline, preflight, registration
+
+    try:
+        opt = options.check_options(opt, registration.registries(), is_train=is_train)
+        options.complete_options(
+            opt, Path.cwd(), is_train=is_train, debug=arguments.debug, auto_resume=arguments.auto_resume
+        )
+        preflight.check_run(opt)
+    except InputError as error:
+        raise InputError("\n".join(f"{arguments.opt}: {line}" for line in str(error).splitlines())) from error
+    _start(opt, arguments.launcher)
+    run = pipeline.run_train if is_train else pipeline.run_test
+    run(opt, arguments.opt)
+
+
+def _start(opt: dict, launcher: str) -> None:
+    """What BasicSR's ``parse_options`` does besides parsing: processes and seeds."""
+    from basicsr.utils import set_random_seed
+    from basicsr.utils.dist_util import get_dist_info
+
+    from hranet_arch import pipeline
+
+    opt["dist"] = launcher != "none"
+    if opt["dist"]:
+        pipeline.start_distributed(launcher, opt["num_gpu"] > 0, (opt.get("dist_params") or {}).get("port"))
+    opt["rank"], opt["world_size"] = get_dist_info()
+    opt.setdefault("manual_seed", random.randint(1, 10000))
+    set_random_seed(opt["manual_seed"] + opt["rank"])
+
+
+# --- prepare ----------------------------------------------------------------------------------------------------------
+
+
+def _prepare_lmdb(arguments: argparse.Namespace) -> None:
+    from hranet_arch import prepare
+
+    _report(prepare.prepare_lmdb(arguments.input, arguments.output, **_cutting(arguments)))
+
+
+def _prepare_pairs(arguments: argparse.Namespace) -> None:
+    from hranet_arch import prepare
+
+    _report(
+        prepare.prepare_pairs(
+            arguments.input_lq, arguments.input_gt, arguments.output_lq, arguments.output_gt,
+            filename_tmpl=arguments.filename_tmpl, scale=arguments.scale, **_cutting(arguments),
+        )
+    )  # fmt: skip
+
+
+def _prepare_sample(arguments: argparse.Namespace) -> None:
+    from hranet_arch import sample
+
+    for summary in sample.prepare_sample(overwrite=arguments.overwrite).values():
+        _report(summary)
+
+
+def _cutting(arguments: argparse.Namespace) -> dict:
+    names = ("crop_size", "step", "gray", "workers", "skip_bad", "overwrite")
+    return {name: getattr(arguments, name) for name in names}
+
+
+def _report(summary: dict) -> None:
+    for reason in summary["left_out"]:
+        print(f"left out: {reason}")
+    paths = " and ".join(value for key, value in summary.items() if key.endswith("path"))
+    state = "is up to date" if summary["unchanged"] else "written"
+    print(f"{paths}: {state}; {summary['pictures']} pictures, {summary['entries']} entries")
+
+
+# --- list, doctor -----------------------------------------------------------------------------------------------------
+
+
+def _list(arguments: argparse.Namespace) -> None:
+    from hranet_arch import registration
+
+    for kind, entries in registration.registries().items():
+        if arguments.kind in (None, kind):
+            print(f"{kind}:")
+            for name, entry in sorted(entries.items()):
+                is_stock = entry.__module__.startswith(("basicsr.", "torch."))
+                print(f"  {name}" if is_stock else f"  {name}  ({entry.__module__})")
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from hranet_arch import doctor
+
+    return doctor.examine()
+
+
+# --- the parser -------------------------------------------------------------------------------------------------------
+
+
+def _build_parser() -> argparse.ArgumentParser:
+    from hranet_arch import __version__
+
+    parser = argparse.ArgumentParser(
+        prog="basicsr",
+        description="Train, test and use image restoration networks with BasicSR and HRANet.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"hranet-arch {__version__}")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    for verb, text in (("train", "train a network as an option file says"), ("test", "test a trained network")):
+        _add_run_arguments(_add(verbs, verb, text, _run_options, f"basicsr {verb} -opt options/{verb}_hranet.yml"))
+    example = "basicsr prepare lmdb --input pictures --output datasets/mine.lmdb"
+    prepare = _add(verbs, "prepare", "pictures to LMDBs that BasicSR reads", None, example)
+    _add_prepare_verbs(prepare.add_subparsers(dest="what", required=True, metavar="WHAT"))
+    listing = _add(verbs, "list", "what option files may name", _list, "basicsr list\n  basicsr list arch")
+    kinds = ("arch", "model", "dataset", "loss", "metric", "optimizer", "scheduler")
+    listing.add_argument("kind", nargs="?", choices=kinds, help="only this kind")
+    text = "what is installed, what is repaired, and whether a training step works"
+    _add(verbs, "doctor", text, _doctor, "basicsr doctor")
+    return parser
+
+
+def _add(verbs, name: str, text: str, run, example: str) -> argparse.ArgumentParser:
+    parser = verbs.add_parser(
+        name,
+        help=text,
+        description=f"{text[0].upper()}{text[1:]}.",
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-opt", required=True, metavar="FILE", help="option file (YAML)")
+    parser.add_argument("--launcher", choices=["none", "pytorch", "slurm"], default="none", help="how processes start")
+    parser.add_argument("--auto_resume", action="store_true", help="go on from the run's newest whole checkpoint")
+    parser.add_argument("--debug", action="store_true", help="log and validate every few iterations")
+    parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help="ignored; launchers set LOCAL_RANK")
+    parser.add_argument(
+        "--force_yml",
+        nargs="+",
+        action="extend",
+        metavar="KEY:KEY=VALUE",
+        help="change options, e.g. train:total_iter=1000 (VALUE is YAML)",
+    )
+
+
+def _add_prepare_verbs(verbs) -> None:
+    example = "basicsr prepare lmdb --input pictures --output datasets/mine.lmdb --crop-size 240 --step 240"
+    lmdb = _add(verbs, "lmdb", "a folder of pictures to one LMDB", _prepare_lmdb, example)
+    lmdb.add_argument("--input", required=True, metavar="DIR", help="folder of pictures (its subfolders too)")
+    lmdb.add_argument("--output", required=True, metavar="X.lmdb", help="LMDB folder to make")
+    example = "basicsr prepare pairs --input-lq noisy --input-gt clean --output-lq noisy.lmdb --output-gt clean.lmdb"
+    pairs = _add(verbs, "pairs", "two folders of paired pictures to two LMDBs", _prepare_pairs, example)
+    for kind, text in (("lq", "degraded (noisy)"), ("gt", "clean")):
+        pairs.add_argument(f"--input-{kind}", required=True, metavar="DIR", help=f"folder of {text} pictures")
+        pairs.add_argument(f"--output-{kind}", required=True, metavar="X.lmdb", help=f"LMDB folder of {text} pictures")
+    pairs.add_argument(
+        "--filename-tmpl", default="{}", help="a degraded picture's name, from the clean one's: {}_noisy"
+    )
+    pairs.add_argument("--scale", type=int, default=1, help="size of the clean pictures over the degraded ones'")
+    for parser in (lmdb, pairs):
+        parser.add_argument("--crop-size", type=int, metavar="N", help="cut into sub-pictures of NxN pixels")
+        parser.add_argument("--step", type=int, metavar="N", help="distance of sub-pictures (default: --crop-size)")
+        parser.add_argument("--gray", action="store_true", help="store one channel")
+        parser.add_argument("--workers", type=int, metavar="N", help="pictures read at the same time")
+        parser.add_argument("--skip-bad", action="store_true", help="leave out and name pictures that cannot be used")
+        parser.add_argument("--overwrite", action="store_true", help="replace an LMDB of other pictures or settings")
+    text = "the bundled sample, under datasets/sample"
+    sample = _add(verbs, "sample", text, _prepare_sample, "basicsr prepare sample")
+    sample.add_argument("--overwrite", action="store_true", help="replace one made by another version")

@@ -1,0 +1,254 @@
+"""Training and test sets: clean pictures with noise made on the fly, and pairs of noisy and clean pictures.
+
+Both read a folder of files or an LMDB in BasicSR's layout, grey or colour, 8- or 16-bit, through BasicSR's
+``FileClient``; both give ``lq``, ``gt`` (RGB or grey tensors ``(c, h, w)`` in [0, 1]) and their paths.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from hranet_arch.compat import apply_fixes
+
+apply_fixes()
+
+from basicsr.data.transforms import augment, paired_random_crop
+from basicsr.utils import FileClient
+
+from hranet_arch import noise
+from hranet_arch.errors import InputError
+from hranet_arch.images import SUFFIXES, decode_image, to_float, to_tensor
+from hranet_arch.lmdb_reader import open_lmdb
+
+
+class PictureStore:
+    """The pictures of one folder or LMDB: their keys, in order, and each as a float array.
+
+    Args:
+        root: a folder, or an LMDB folder ending in ``.lmdb``.
+        color: ``'gray'`` or ``'rgb'``: what a picture is read as.
+        cache: ``'ram'`` keeps the decoded pictures (in their own depth) in memory, in each worker process.
+        meta_info_file: BasicSR's list of files (first word of each line), for a folder.
+
+    Raises:
+        InputError: if the folder, the LMDB or its list is missing, broken or empty.
+    """
+
+    def __init__(self, root: str, color: str, cache: str | None = None, meta_info_file: str | None = None) -> None:
+        self.root = root
+        self.color = color
+        self.cache: dict[str, np.ndarray] | None = {} if cache == "ram" else None
+        self.is_lmdb = str(root).endswith(".lmdb")
+        self._client: FileClient | None = None
+        self.sizes: dict[str, tuple[int, int]] = {}
+        if self.is_lmdb:
+            open_lmdb(root)
+            self.sizes = _read_meta_info(Path(root) / "meta_info.txt")
+            self.keys = list(self.sizes)
+        elif meta_info_file:
+            self.keys = [line.split(" ")[0] for line in Path(meta_info_file).read_text().splitlines() if line.strip()]
+        else:
+            self.keys = _list_pictures(Path(root))
+        if not self.keys:
+            raise InputError(f"{root}: no pictures there (looked for {', '.join(SUFFIXES)}).")
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_client": None}  # an open LMDB cannot go to another process
+
+    def read(self, key: str) -> np.ndarray:
+        """Returns float32 ``(h, w, 1)`` or BGR ``(h, w, 3)`` in [0, 1]; a new array each time."""
+        image = self.cache.get(key) if self.cache is not None else None
+        if image is None:
+            image = decode_image(self._read_bytes(key), self.path(key), self.color)
+            if self.cache is not None:
+                self.cache[key] = image
+        image = to_float(image, self.path(key))
+        return image[..., None] if image.ndim == 2 else image
+
+    def _read_bytes(self, key: str) -> bytes:
+        if self._client is None:
+            kwargs = {"db_paths": self.root, "client_keys": "pictures"} if self.is_lmdb else {}
+            self._client = FileClient("lmdb" if self.is_lmdb else "disk", **kwargs)
+        try:
+            return self._client.get(key if self.is_lmdb else self.path(key), "pictures")
+        except OSError as error:
+            raise InputError(f"{self.path(key)}: cannot be read ({error.strerror}).") from error
+
+    def path(self, key: str) -> str:
+        return f"{self.root}/{key}"
+
+    def size(self, key: str) -> tuple[int, int]:
+        """Height and width, from the LMDB's list or the file's header, without decoding the picture."""
+        if key not in self.sizes:
+            from PIL import Image, UnidentifiedImageError
+
+            try:
+                with Image.open(self.path(key)) as image:
+                    self.sizes[key] = image.size[::-1]
+            except (OSError, UnidentifiedImageError):
+                self.sizes[key] = self.read(key).shape[:2]  # a format that only OpenCV knows, or a clear error
+        return self.sizes[key]
+
+    def require_size(self, patch: int) -> None:
+        """Raises InputError, naming the pictures, where any is smaller than the patches to be cut from it."""
+        small = [f"{key} {self.size(key)}" for key in self.keys if min(self.size(key)) < patch]
+        if small:
+            raise InputError(
+                f"{self.root}: {len(small)} of {len(self.keys)} pictures are smaller than the patch, {patch}x{patch}: "
+                f"{_some(small)}. Remove them, or lower gt_size."
+            )
+
+
+def _read_meta_info(path: Path) -> dict[str, tuple[int, int]]:
+    """Reads BasicSR's list of an LMDB: lines ``key.png (h,w,c) level``."""
+    if not path.is_file():
+        raise InputError(f"{path}: missing; BasicSR's LMDBs list their pictures there. Make the LMDB anew.")
+    sizes = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        match = re.fullmatch(r"([^.]+)\.\w+ \((\d+),(\d+),\d+\) \d+", line.strip())
+        if match:
+            sizes[match[1]] = (int(match[2]), int(match[3]))
+        elif line.strip():
+            raise InputError(f"{path}: cannot understand the line {line!r}; expected e.g. 'baboon.png (120,125,3) 1'.")
+    return sizes
+
+
+def _list_pictures(root: Path) -> list[str]:
+    if not root.is_dir():
+        raise InputError(f"{root}: there is no such folder.")
+    paths = (path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES and not path.name.startswith("."))
+    return sorted(path.relative_to(root).as_posix() for path in paths)
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+class GaussianDenoisingDataset(Dataset):
+    """Clean pictures with additive white Gaussian noise (claims 1 and 2 of the source).
+
+    For training: random crops, flips and rotations, new noise each time, from torch's generator. For validation and
+    test: whole pictures with the field's fixed noise (``noise.add_test_noise``), the same at every visit.
+
+    Args:
+        opt: ``name``, ``phase``, ``dataroot_gt`` (folder or ``.lmdb``), ``sigma`` in grey levels (a number, or
+            ``[lowest, highest]`` to draw from in training), ``color`` (``gray`` or ``rgb``), ``clip`` and
+            ``quantize`` (make the noisy picture fit an 8-bit file), ``cache`` (``ram``), ``meta_info_file``; for
+            training ``gt_size``, ``use_hflip``, ``use_rot``.
+    """
+
+    def __init__(self, opt: dict) -> None:
+        self.opt = opt
+        self.is_train = opt["phase"] == "train"
+        self.store = PictureStore(opt["dataroot_gt"], opt["color"], opt.get("cache"), opt.get("meta_info_file"))
+        if self.is_train:
+            self.store.require_size(opt["gt_size"])
+
+    def __len__(self) -> int:
+        return len(self.store.keys)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor | str]:
+        key = self.store.keys[index]
+        image = self.store.read(key)
+        if self.is_train:
+            image = _crop_and_augment([image], self.opt, 1, self.store.path(key))[0]
+            gt = to_tensor(image)
+            sigma = self.opt["sigma"]
+            level = noise.draw_sigma(sigma) if isinstance(sigma, (list, tuple)) else sigma
+            lq = noise.add_gaussian_noise(gt, level)
+        else:
+            gt = to_tensor(image)
+            # The field draws the noise in HWC order; grey has one channel, so (h, w, 1) and (h, w) draw alike.
+            noisy = noise.add_test_noise(gt.permute(1, 2, 0).numpy(), self.opt["sigma"])
+            lq = torch.from_numpy(noisy).permute(2, 0, 1).contiguous()
+        if self.opt.get("clip"):
+            lq = lq.clamp(0, 1)
+        if self.opt.get("quantize"):
+            lq = noise.quantize(lq)
+        return {"lq": lq, "gt": gt, "lq_path": self.store.path(key), "gt_path": self.store.path(key)}
+
+
+class PairedDenoisingDataset(Dataset):
+    """Noisy and clean pictures of the same scenes: BasicSR's ``PairedImageDataset``, in grey and 16-bit too.
+
+    Args:
+        opt: ``name``, ``phase``, ``dataroot_lq``, ``dataroot_gt`` (two folders or two ``.lmdb``), ``color``
+            (``gray`` or ``rgb``), ``filename_tmpl`` (how a noisy picture is named after the clean one's name without
+            suffix, default ``'{}'``), ``cache`` (``ram``); for training ``gt_size``, ``use_hflip``, ``use_rot``.
+
+    Raises:
+        InputError: names the pictures that have no partner or another size.
+    """
+
+    def __init__(self, opt: dict) -> None:
+        self.opt = opt
+        self.is_train = opt["phase"] == "train"
+        self.scale = opt.get("scale", 1)
+        self.gt, self.lq = (
+            PictureStore(opt[f"dataroot_{kind}"], opt["color"], opt.get("cache")) for kind in ("gt", "lq")
+        )
+        self.pairs = self._pair(opt.get("filename_tmpl", "{}"))
+        self._require_equal_sizes()
+        if self.is_train:
+            self.gt.require_size(opt["gt_size"])
+
+    def _pair(self, template: str) -> list[tuple[str, str]]:
+        """Pairs by name, whatever the suffix and never by position."""
+        lq_keys = {_stem(key): key for key in self.lq.keys}
+        partners = {key: lq_keys.pop(_noisy_stem(template, key), None) for key in self.gt.keys}
+        missing = [key for key, partner in partners.items() if partner is None]
+        if missing or lq_keys:
+            raise InputError(
+                f"{self.opt['name']}: pictures without a partner: {len(missing)} in {self.gt.root} "
+                f"({_some(missing)}), {len(lq_keys)} in {self.lq.root} ({_some(list(lq_keys.values()))}). "
+                "Pairs have equal names (see filename_tmpl)."
+            )
+        return list(partners.items())
+
+    def _require_equal_sizes(self) -> None:
+        wrong = [
+            f"{gt} {self.gt.size(gt)} and {self.lq.size(lq)}"
+            for gt, lq in self.pairs
+            if self.gt.size(gt) != tuple(size * self.scale for size in self.lq.size(lq))
+        ]
+        if wrong:
+            raise InputError(f"{self.opt['name']}: pairs whose sizes do not fit (scale {self.scale}): {_some(wrong)}.")
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor | str]:
+        gt_key, lq_key = self.pairs[index]
+        gt, lq = self.gt.read(gt_key), self.lq.read(lq_key)
+        if self.is_train:
+            gt, lq = _crop_and_augment([gt, lq], self.opt, self.scale, self.gt.path(gt_key))
+        return {
+            "lq": to_tensor(lq),
+            "gt": to_tensor(gt),
+            "lq_path": self.lq.path(lq_key),
+            "gt_path": self.gt.path(gt_key),
+        }
+
+
+def _stem(key: str) -> str:
+    return str(Path(key).with_suffix(""))
+
+
+def _noisy_stem(template: str, key: str) -> str:
+    path = Path(key)
+    return str(path.with_name(template.format(path.stem)))
+
+
+def _crop_and_augment(images: list[np.ndarray], opt: dict, scale: int, name: str) -> list[np.ndarray]:
+    """Random crop, flip and rotation (claim 2) of a clean picture, or of a clean and a noisy one alike."""
+    gt, lq = paired_random_crop(images[0], images[-1], opt["gt_size"], scale, name)
+    crops = [gt, lq][: len(images)]
+    # BasicSR flips in place: a copy keeps it away from the picture, and makes the crop contiguous as OpenCV asks.
+    crops = augment([crop.copy() for crop in crops], opt.get("use_hflip", True), opt.get("use_rot", True))
+    return crops if isinstance(crops, list) else [crops]

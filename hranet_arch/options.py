@@ -1,0 +1,405 @@
+"""Option files: YAML read safely, changed from the command line, checked as a whole, completed.
+
+``schema`` says which keys there are. Names of architectures, datasets and so on are looked up in the registries that
+the caller hands in: this module never imports BasicSR.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import inspect
+import logging
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hranet_arch import schema
+from hranet_arch.errors import InputError
+from hranet_arch.schema import suggest
+
+logger = logging.getLogger(__name__)
+
+Registries = Mapping[str, Mapping[str, Any]]  # 'arch', 'dataset', 'loss', 'metric', 'model', 'optimizer', 'scheduler'
+
+# What a run adds to its options. The copy kept in the run's folder has them, and is itself an option file.
+RUN_KEYS = ("is_train", "auto_resume", "dist", "rank", "world_size", "root_path", "iters_per_epoch")
+RUN_PATHS = ("experiments_root", "results_root", "models", "training_states", "log", "visualization")
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+class _OptionLoader(yaml.SafeLoader):
+    """Builds plain values only, refuses a key that stands twice, and leaves dates as text."""
+
+    yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen = set()
+        for key_node, _ in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(None, None, "a key must be a word", key_node.start_mark)
+            if key_node.value in seen:
+                problem = f"the key '{key_node.value}' is there twice"
+                raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
+            seen.add(key_node.value)
+        return super().construct_mapping(node, deep)
+
+
+# YAML 1.1 takes 1e-4 and 5e3 for strings; everybody who writes them means numbers.
+_OptionLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$"), list("-+.0123456789")
+)
+
+
+def _parse(text: str) -> Any:
+    """Raises ValueError, with the place in the text, where it is not YAML of plain values."""
+    try:
+        return _copy(yaml.load(text, Loader=_OptionLoader))  # noqa: S506 (a SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        hint = " (indent with spaces, not tabs)" if "'\\t'" in str(error.problem) else ""
+        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        raise ValueError(f"{place}{error.problem}{hint}") from error
+    except yaml.YAMLError as error:
+        raise ValueError(str(error).splitlines()[0]) from error
+    except RecursionError as error:
+        raise ValueError("an alias inside what it names, or too many levels") from error
+
+
+def _copy(value: Any) -> Any:
+    """Without parts that YAML's aliases share: a change of one place changes no other."""
+    if isinstance(value, dict):
+        return {key: _copy(item) for key, item in value.items()}
+    return [_copy(item) for item in value] if isinstance(value, list) else value
+
+
+def read_options(path: str | Path, *, _above: tuple[Path, ...] = ()) -> dict:
+    """Reads an option file, following ``base: other.yml`` (relative to the file; its own keys win, level by level).
+
+    Raises:
+        InputError: if the file or its base is missing, not YAML, or not a mapping.
+    """
+    path = Path(path)
+    try:
+        options = _parse(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        named = f" (the base of {_above[-1]})" if _above else ""
+        raise InputError(f"{path}: cannot be read: {error.strerror}{named}.") from error
+    except ValueError as error:
+        raise InputError(f"{path}: not valid YAML: {error}.") from error
+    if not isinstance(options, dict):
+        held = "nothing" if options is None else f"a {type(options).__name__}"
+        raise InputError(f"{path}: holds {held}; an option file holds keys and values, such as 'name: my_run'.")
+    base = options.pop("base", None)
+    if base is not None and not isinstance(base, str):
+        raise InputError(f"{path}: base: {base!r} must be the name of another option file.")
+    if base is not None:
+        above = (*_above, path)
+        if (path.parent / base).resolve() in [other.resolve() for other in above]:
+            raise InputError(f"{path}: base: {base} leads back to a file that is built on this one.")
+        options = _merge(read_options(path.parent / base, _above=above), options)
+    return _forget_run(options)
+
+
+def _merge(base: dict, changes: dict) -> dict:
+    """Changes laid over the base; a mapping whose ``type`` changes replaces the base's, which has other arguments."""
+    merged = dict(base)
+    for key, value in changes.items():
+        old = merged.get(key)
+        if isinstance(value, dict) and isinstance(old, dict) and value.get("type", old.get("type")) == old.get("type"):
+            value = _merge(old, value)
+        merged[key] = value
+    return merged
+
+
+def _forget_run(options: dict) -> dict:
+    paths = options.get("path")
+    if isinstance(paths, dict):
+        options["path"] = {key: value for key, value in paths.items() if key not in RUN_PATHS}
+    return {key: value for key, value in options.items() if key not in RUN_KEYS}
+
+
+def override(options: dict, entries: Iterable[str]) -> None:
+    """Applies ``--force_yml`` entries ``key:sub_key=VALUE`` in place; VALUE is read as YAML, new keys are made.
+
+    Raises:
+        InputError: if an entry cannot be understood, or goes through something that holds no keys.
+    """
+    for entry in entries:
+        keys, equals, text = entry.partition("=")
+        names = [name.strip() for name in keys.split(":")]
+        if not equals or not all(names):
+            raise InputError(f"--force_yml {entry!r}: write key:sub_key=value, e.g. train:total_iter=1000.")
+        try:
+            value = _parse(text)
+        except ValueError as error:
+            raise InputError(f"--force_yml {entry!r}: not a YAML value: {error}. Quote it: key='...'.") from error
+        target = options
+        for name in names[:-1]:
+            if target.get(name) is None:
+                target[name] = {}
+            target = target[name]
+            if not isinstance(target, dict):
+                raise InputError(f"--force_yml {entry!r}: '{name}' is a value and has no keys inside.")
+        target[names[-1]] = value
+
+
+# --- checking ---------------------------------------------------------------------------------------------------------
+
+
+def check_options(options: dict, registries: Registries, *, is_train: bool) -> dict:
+    """Checks options as a whole and fills in the defaults.
+
+    Args:
+        options: what ``read_options`` and ``override`` gave. A section or a set given as null is taken for absent.
+        registries: the names that may be used, by kind.
+        is_train: whether they are to be trained or tested with.
+
+    Returns:
+        The complete options, as plain values.
+
+    Raises:
+        InputError: with every mistake, a line each.
+    """
+    errors: list[str] = []
+    options = _without_absent(options)
+    section, is_open = _find_section(options, registries)
+    checked = schema.validate(section, options, "", errors, is_open)
+    errors += _check_phases(_items(options, "datasets"), is_train)
+    datasets = {}
+    for phase, dataset in _items(options, "datasets").items():
+        if not isinstance(dataset, dict):
+            continue  # the schema has said so
+        kind = str(dataset.get("type"))
+        section = schema.DATASETS.get(kind, schema.OtherDataset)
+        complete = schema.validate(section, dataset, f"datasets.{phase}.", errors, kind not in schema.DATASETS)
+        if complete:
+            errors += _check_dataset(f"datasets.{phase}", complete, phase)
+            datasets[phase] = complete
+    errors += _check_names(options, registries)
+    errors += _check_paths(_items(options, "path"))
+    if checked and len(datasets) == len(checked["datasets"]):
+        checked["datasets"] = datasets
+        errors += _check_together(checked, is_train)
+    if errors:
+        raise InputError("\n".join(dict.fromkeys(errors)))
+    return checked
+
+
+def _items(options: Any, key: str) -> dict:
+    """The mapping under a key; empty where there is none, or something else that the schema complains about."""
+    value = options.get(key) if isinstance(options, dict) else None
+    return value if isinstance(value, dict) else {}
+
+
+def _without_absent(options: dict) -> dict:
+    options = {key: value for key, value in options.items() if value is not None}
+    if _items(options, "datasets"):
+        options["datasets"] = {phase: dataset for phase, dataset in options["datasets"].items() if dataset is not None}
+    if _items(_items(options, "val"), "metrics"):
+        metrics = {name: metric for name, metric in options["val"]["metrics"].items() if metric is not None}
+        options["val"] = {**options["val"], "metrics": metrics}
+    return options
+
+
+def _find_section(options: dict, registries: Registries) -> tuple[type[schema.Options], bool]:
+    """The schema for the model, or for the one that a mistyped name means; and whether it may have keys of its own."""
+    name = str(options.get("model_type"))
+    name = next(iter(difflib.get_close_matches(name, registries["model"], n=1)), name)
+    model = registries["model"].get(name)
+    bases = [cls.__name__ for cls in inspect.getmro(model)] if inspect.isclass(model) else []
+    section = schema.MODELS.get(name, schema.RestorationOptions if "RestorationModel" in bases else schema.Options)
+    return section, name not in schema.MODELS
+
+
+def _check_phases(datasets: dict, is_train: bool) -> list[str]:
+    errors = []
+    allowed = r"train|val(_\w+)?" if is_train else r"(test|val)(_\w+)?"
+    names = "train, val, val_2, ..." if is_train else "test, test_2, ... (or val)"
+    for phase in datasets:
+        if not re.fullmatch(allowed, str(phase)):
+            errors.append(f"datasets.{phase}: {'training' if is_train else 'a test'} has sets named {names}.")
+    if is_train and "train" not in datasets:
+        errors.append("datasets.train: is missing: there is nothing to train on.")
+    if not is_train and not datasets:
+        errors.append("datasets: are missing: there is nothing to test on.")
+    sets = [str(value.get("name")) for phase, value in datasets.items() if phase != "train" and isinstance(value, dict)]
+    twice = sorted({name for name in sets if sets.count(name) > 1})
+    return errors + [f"datasets: two sets are named '{name}'; each needs a name of its own." for name in twice]
+
+
+def _check_names(options: dict, registries: Registries) -> list[str]:
+    """Every ``type`` against its registry, and the arguments against the signature of what it names."""
+    train = _items(options, "train")
+    named = [("model", "model_type", {"type": options.get("model_type")}, None)]
+    named += [("arch", key, value, ()) for key, value in options.items() if str(key).startswith("network_")]
+    named += [("dataset", f"datasets.{key}", value, None) for key, value in _items(options, "datasets").items()]
+    named += [("loss", f"train.{key}", value, ()) for key, value in train.items() if str(key).endswith("_opt")]
+    optimizers = {key: value for key, value in train.items() if str(key).startswith("optim_")}
+    named += [("optimizer", f"train.{key}", value, ("params",)) for key, value in optimizers.items()]
+    named += [("scheduler", "train.scheduler", train.get("scheduler"), ("optimizer",))]
+    metrics = _items(_items(options, "val"), "metrics")
+    named += [("metric", f"val.metrics.{key}", value, ("img", "img2", "better")) for key, value in metrics.items()]
+    errors = []
+    for kind, where, value, given in named:
+        name = value.get("type") if isinstance(value, dict) else None
+        if not isinstance(name, str):
+            continue  # the schema has said so
+        entry = registries[kind].get(name, registries[kind].get(f"{name}_basicsr"))
+        if entry is None:
+            label = where if kind == "model" else f"{where}.type"
+            known = [other.removesuffix("_basicsr") for other in registries[kind]]
+            errors.append(f"{label}: there is no {kind} '{name}'.{suggest(name, known)}")
+        elif given is not None:
+            errors += _check_arguments(entry, where, value, given)
+    return errors
+
+
+def _check_arguments(entry: Any, where: str, value: dict, given: tuple[str, ...]) -> list[str]:
+    """Unknown and missing arguments; ``given`` are those that do not come from the file."""
+    parameters = inspect.signature(entry).parameters
+    named = {n: p for n, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL) and n not in given}
+    own = {str(key) for key in value if key != "type" and key not in given}
+    missing = [n for n, p in named.items() if p.default is p.empty and n not in own]
+    errors = [f"{where}.{name}: is missing; {value['type']} needs it." for name in missing]
+    # BasicSR's SwinIR and metrics have **kwargs only to swallow what they do not know; elsewhere it may be passed on.
+    swallows = entry.__module__.startswith(("basicsr.", "hranet_arch."))
+    if swallows or not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        errors += [f"{where}.{key}: unknown key.{suggest(key, named)}" for key in sorted(own - set(named))]
+    return errors
+
+
+def _check_dataset(where: str, dataset: dict, phase: str) -> list[str]:
+    errors = []
+    roots = {key: value for key, value in dataset.items() if key.startswith("dataroot_") and isinstance(value, str)}
+    dataset.update({key: str(Path(root).expanduser()) for key, root in roots.items()})
+    for key in roots:
+        if not Path(dataset[key]).exists():
+            errors.append(f"{where}.{key}: {dataset[key]} is not there. {_how_to_make(key, dataset)}")
+    is_lmdb = bool(roots) and all(root.endswith(".lmdb") for root in roots.values())
+    backend = dataset.setdefault("io_backend", {"type": "lmdb" if is_lmdb else "disk"})
+    if roots and (backend["type"] == "lmdb") != is_lmdb:
+        found = f"'{backend['type']}' does not fit {', '.join(roots.values())}"
+        errors.append(f"{where}.io_backend.type: {found}; LMDBs, and they alone, end in .lmdb.")
+    listing = dataset.get("meta_info_file")
+    if listing and not is_lmdb and not Path(listing).expanduser().is_file():
+        errors.append(f"{where}.meta_info_file: {listing} is not there. Without this line all pictures are used.")
+    if dataset["persistent_workers"] and (phase != "train" or dataset["num_worker_per_gpu"] == 0):
+        why = "validation has no workers" if phase != "train" else "num_worker_per_gpu is 0"
+        errors.append(f"{where}.persistent_workers: true, but {why}; remove it.")
+    if dataset.get("prefetch_mode") == "cuda" and not dataset["pin_memory"]:
+        errors.append(f"{where}.prefetch_mode: 'cuda' needs pin_memory: true.")
+    if isinstance(dataset.get("sigma"), list) and phase != "train":
+        errors.append(f"{where}.sigma: {dataset['sigma']} is a range; a test has one level. Name a set for each level.")
+    return errors
+
+
+def _how_to_make(key: str, dataset: dict) -> str:
+    root = dataset[key]
+    if not root.endswith(".lmdb"):
+        return "Give the folder of your pictures."
+    if "dataroot_lq" not in dataset or "dataroot_gt" not in dataset:
+        return f"Make it with: basicsr prepare lmdb --input FOLDER --output {root}"
+    outputs = f"--output-lq {dataset['dataroot_lq']} --output-gt {dataset['dataroot_gt']}"
+    return f"Make it with: basicsr prepare pairs --input-lq NOISY --input-gt CLEAN {outputs}"
+
+
+def _check_paths(paths: dict) -> list[str]:
+    """Files to read; ``~`` is the home folder, as in BasicSR."""
+    errors = []
+    for key, value in paths.items():
+        if str(key).startswith(("pretrain_network", "resume_state")) and isinstance(value, str):
+            if not Path(value).expanduser().is_file():
+                errors.append(f"path.{key}: {value} is not there.")
+    return errors
+
+
+def _check_together(options: dict, is_train: bool) -> list[str]:
+    """What one key says of another; completes what depends on others."""
+    errors = _check_validation(options)
+    for phase, dataset in options["datasets"].items():
+        if dataset.setdefault("scale", options["scale"]) != options["scale"]:
+            errors.append(f"datasets.{phase}.scale: {dataset['scale']}, but the file's scale is {options['scale']}.")
+    wandb = options["logger"].get("wandb", {})
+    if wandb.get("project") and importlib.util.find_spec("wandb") is None:
+        errors.append("logger.wandb.project: wandb is not installed. Run: pip install wandb, or write project: ~")
+    if wandb.get("project") and not options["logger"]["use_tb_logger"]:
+        errors.append("logger.wandb.project: needs use_tb_logger: true.")
+    for key, value in options["path"].items():
+        if isinstance(value, str) and key.startswith(("pretrain_network", "resume_state")):
+            options["path"][key] = str(Path(value).expanduser())
+    if is_train:
+        return errors + _check_training(options)
+    # Training validates the average of the weights; so does a test, unless told otherwise.
+    options["path"].setdefault("param_key_g", "params_ema")
+    return errors
+
+
+def _check_validation(options: dict) -> list[str]:
+    sets = [dataset["name"] for phase, dataset in options["datasets"].items() if phase != "train"]
+    best_on = options["val"].get("best_on")
+    if best_on == "first":
+        options["val"]["best_on"] = best_on = sets[0] if sets else None
+    elif best_on is not None and options["model_type"] in ("SRModel", "SwinIRModel"):
+        logger.warning("val.best_on: %s keeps no best checkpoint; RestorationModel does.", options["model_type"])
+    if best_on in (None, *sets):
+        return []
+    return [f"val.best_on: no validation set is named '{best_on}'.{suggest(best_on, sets)}"]
+
+
+def _check_training(options: dict) -> list[str]:
+    train = options.get("train")
+    if train is None:
+        return ["train: is missing."]
+    errors = _check_schedule(train["scheduler"], train["total_iter"])
+    batch = options["datasets"].get("train", {}).get("batch_size_per_gpu", 1)
+    if train.get("accumulate", 1) > batch:
+        errors.append(f"train.accumulate: {train['accumulate']} parts of a batch of {batch}; at most {batch}.")
+    return errors
+
+
+def _check_schedule(scheduler: dict, total_iter: int) -> list[str]:
+    errors = []
+    weights = scheduler.get("restart_weights", [1])
+    for key in ("periods", "restarts"):
+        values = scheduler.get(key, [total_iter])
+        if not isinstance(values, list) or not isinstance(weights, list):
+            errors.append(f"train.scheduler.{key}: {key} and restart_weights are lists, e.g. [{total_iter}] and [1].")
+        elif key in scheduler and len(values) != len(weights):
+            errors.append(f"train.scheduler.restart_weights: {weights} must have a weight for each of {key} {values}.")
+        elif key == "periods" and sum(values) < total_iter:
+            errors.append(f"train.scheduler.periods: {values} end before train.total_iter ({total_iter}).")
+    return errors
+
+
+# --- completing -------------------------------------------------------------------------------------------------------
+
+
+def complete_options(
+    options: dict, root: Path, *, is_train: bool, debug: bool = False, auto_resume: bool = False
+) -> None:
+    """Adds, in place, what BasicSR's own ``parse_options`` adds: phases, folders under ``root``, debug frequencies."""
+    options["is_train"], options["auto_resume"] = is_train, auto_resume
+    if debug:
+        options["name"] = f"debug_{options['name'].removeprefix('debug_')}"
+        options["val"]["val_freq"] = options["logger"]["save_checkpoint_freq"] = 8
+        options["logger"]["print_freq"] = 1
+    for phase, dataset in options["datasets"].items():
+        dataset["phase"] = phase.split("_")[0]
+    path = options["path"]
+    if is_train:
+        run = root / "experiments" / options["name"]
+        path["experiments_root"] = path["log"] = str(run)
+        path.update(models=str(run / "models"), training_states=str(run / "training_states"))
+    else:
+        run = root / "results" / options["name"]
+        path["results_root"] = path["log"] = str(run)
+    path["visualization"] = str(run / "visualization")

@@ -1,0 +1,167 @@
+"""Before a run touches anything: can all that the options name be built, and does it take what the datasets give?"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hranet_arch import checkpoints, registration, schema, tiling
+from hranet_arch.errors import InputError
+
+PROBE_SIZE = 48
+LARGEST_PROBE = 128
+
+# What BasicSR's networks cannot do, and say in words that nobody understands.
+LIMITS = {
+    "RIDNet": "BasicSR's RIDNet is made for RGB pictures.",
+    "EDSR": "BasicSR's EDSR is made for RGB pictures.",
+    "RCAN": "BasicSR's RCAN is made for RGB pictures.",
+    "MSRResNet": "BasicSR's MSRResNet has upscale 2, 3 and 4 only.",
+}
+
+
+def check_run(opt: dict) -> None:
+    """Raises InputError where ``opt`` (checked and complete) cannot run on this machine, before time is spent."""
+    _check_device(opt)
+    _check_folders(opt)
+    networks = {key: _build_network(key, value) for key, value in opt.items() if key.startswith("network_")}
+    if opt["is_train"]:
+        _check_training(opt, networks["network_g"])
+    _check_checkpoint(opt, networks["network_g"])
+    _check_resume_state(opt)
+    # Of other models and datasets only they themselves know what pictures they pass to the network.
+    if opt["model_type"] in schema.MODELS:
+        for phase, dataset in opt["datasets"].items():
+            if dataset["type"] in schema.DATASETS:
+                _probe(networks["network_g"], opt, phase)
+
+
+def _check_device(opt: dict) -> None:
+    count = torch.cuda.device_count()
+    if opt["num_gpu"] == "auto":
+        opt["num_gpu"] = count
+    if opt["num_gpu"] > count:
+        raise InputError(
+            f"num_gpu: {opt['num_gpu']}, but torch {torch.__version__} sees {count} here. "
+            "Write num_gpu: auto (or 0 for the CPU)."
+        )
+    pinned = [phase for phase, dataset in opt["datasets"].items() if dataset.get("prefetch_mode") == "cuda"]
+    if pinned and opt["num_gpu"] == 0:
+        raise InputError(f"datasets.{pinned[0]}.prefetch_mode: 'cuda' needs a GPU. Write cpu, or remove it.")
+
+
+def _check_folders(opt: dict) -> None:
+    folders = [Path(opt["path"]["log"])]
+    if opt["is_train"] and opt["logger"]["use_tb_logger"]:
+        folders.append(Path.cwd() / "tb_logger" / opt["name"])
+    for folder in folders:
+        existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+        if not existing.is_dir() or not os.access(existing, os.W_OK):
+            why = "is not writable" if existing.is_dir() else "is a file"
+            raise InputError(f"name: results go to {folder}, but {existing} {why}. Move it, or work elsewhere.")
+
+
+def _build(where: str, options: dict, make: Callable[..., Any], *arguments: Any, limit: str = "") -> Any:
+    """Makes what a section with ``type`` names."""
+    named = {key: value for key, value in options.items() if key != "type"}
+    try:
+        return make(*arguments, **named)
+    except Exception as error:  # classes refuse their arguments in every way there is
+        reason = _first_line(error).removeprefix(f"{options['type']}: ")
+        raise InputError(f"{where}: {options['type']} refuses its arguments: {reason} {limit}".rstrip()) from error
+
+
+def _build_network(key: str, options: dict) -> torch.nn.Module:
+    name = options["type"]
+    return _build(key, options, _registered("arch", name), limit=LIMITS.get(name, "")).eval()
+
+
+def _registered(kind: str, name: str) -> Any:
+    entries = registration.registries()[kind]
+    return entries.get(name, entries.get(f"{name}_basicsr"))
+
+
+def _first_line(error: Exception) -> str:
+    text = (str(error).splitlines() or [type(error).__name__])[0]
+    return text if text.endswith((".", "!", "?")) else f"{text}."
+
+
+def _check_training(opt: dict, network: torch.nn.Module) -> None:
+    train = opt["train"]
+    if not any(parameter.requires_grad for parameter in network.parameters()):
+        raise InputError(f"network_g: {opt['network_g']['type']} has no parameters to train.")
+    for key, options in train.items():
+        if key.endswith("_opt") and key != "perceptual_opt":  # that one downloads a network
+            _build(f"train.{key}", options, _registered("loss", options["type"]))
+    for key, options in train.items():
+        if key.startswith("optim_"):
+            parameters = [torch.nn.Parameter(torch.zeros(1))]
+            optimizer = _build(f"train.{key}", options, _registered("optimizer", options["type"]), parameters)
+            schedule = train["scheduler"]
+            _build("train.scheduler", schedule, _registered("scheduler", schedule["type"]), optimizer)
+
+
+def _check_checkpoint(opt: dict, network: torch.nn.Module) -> None:
+    path, own = opt["path"].get("pretrain_network_g"), network.state_dict()
+    if path is None:
+        if not opt["is_train"] and own:
+            raise InputError("path.pretrain_network_g: is missing: a test of random weights says nothing.")
+        return
+    params = _load(path, opt["path"].get("param_key_g"))
+    if not opt["path"].get("strict_load_g", True):
+        return
+    problems = [f"{name} is missing" for name in own if name not in params]
+    problems += [f"{name} is not the network's" for name in params if name not in own]
+    problems += [_compare(name, params[name], own[name]) for name in own if name in params]
+    problems = [problem for problem in problems if problem]
+    if problems:
+        raise InputError(
+            f"path.pretrain_network_g: {path} does not fit network_g ({opt['network_g']['type']}), in {len(problems)} "
+            f"tensors; the first: {problems[0]}. Give network_g the arguments the checkpoint was trained with."
+        )
+
+
+def _load(path: str, key: str | None) -> dict[str, Tensor]:
+    try:
+        return checkpoints.select_params(checkpoints.load_checkpoint(path), key)[0]
+    except InputError as error:
+        raise InputError(f"path.pretrain_network_g: {error}") from error
+
+
+def _compare(name: str, given: Tensor, own: Tensor) -> str:
+    return "" if given.shape == own.shape else f"{name} is {tuple(given.shape)}, the network's {tuple(own.shape)}"
+
+
+def _check_resume_state(opt: dict) -> None:
+    path = opt["path"].get("resume_state")
+    if path and "iter" not in checkpoints.load_checkpoint(path):
+        raise InputError(f"path.resume_state: {path} is no training state; see experiments/NAME/training_states.")
+
+
+def _probe(network: torch.nn.Module, opt: dict, phase: str) -> None:
+    """One small picture through the network, on the CPU; every mismatch of channels, window and scale shows."""
+    name, scale, dataset = opt["network_g"]["type"], opt["scale"], opt["datasets"][phase]
+    channels = 1 if dataset.get("color") in ("gray", "y") else 3
+    side = dataset["gt_size"] // scale if phase == "train" else PROBE_SIZE
+    window = opt["network_g"].get("window_size", 1)
+    lq = torch.zeros(1, channels, *[min(max(side, 1), LARGEST_PROBE)] * 2)
+    lq = tiling.pad_to_multiple(lq, window if isinstance(window, int) else 1)
+    given = f"datasets.{phase} gives {'grey' if channels == 1 else 'RGB'} pictures ({channels} channels)"
+    limit = LIMITS.get(name, "Give the network that many channels, or the dataset another 'color'.")
+    try:
+        with torch.inference_mode():
+            output = network(lq)
+    except Exception as error:  # as above
+        size = f"{lq.shape[-2]}x{lq.shape[-1]}"
+        raise InputError(f"network_g: {given}; of {size} of them {name} says: {_first_line(error)} {limit}") from error
+    expected = (1, channels, lq.shape[2] * scale, lq.shape[3] * scale)
+    if isinstance(output, Tensor) and tuple(output.shape) != expected:
+        raise InputError(
+            f"network_g: {name} makes {tuple(output.shape)} of {tuple(lq.shape)}, but {given} and scale is {scale}, so "
+            f"{expected} is due. Mend the channels, 'upscale' or 'scale'. {LIMITS.get(name, '')}".rstrip()
+        )

@@ -1,0 +1,174 @@
+"""Validation of any of BasicSR's models: metrics as the field publishes them, pictures, records.
+
+``validate`` takes the place of BasicSR's ``nondist_validation`` (see ``fixes.validate_soundly``).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from hranet_arch.compat import RUN, make_importable
+
+make_importable()
+
+from basicsr.metrics import calculate_metric
+from basicsr.utils import get_root_logger, imwrite
+from basicsr.utils.registry import METRIC_REGISTRY
+
+from hranet_arch.errors import InputError
+from hranet_arch.images import to_array, to_uint8
+
+logger = logging.getLogger(__name__)
+
+
+def validate(model, dataloader, current_iter: int | str, tb_logger, save_img: bool) -> dict[str, float] | None:
+    """Runs a model over one validation or test set.
+
+    Each metric is the mean over the pictures on which it is defined; the others (PSNR of equal pictures, SSIM below
+    11 pixels) are named in a warning. One output that is not finite makes every mean NaN, which is never the best.
+    The noisy input's own metrics are computed once a set, where it has the size of the ground truth.
+
+    Args:
+        model: a BasicSR model with ``feed_data``, ``test`` and ``get_current_visuals``.
+        dataloader: batches of one picture: ``lq``, ``lq_path`` and perhaps ``gt``.
+        current_iter: the iteration, or the run's name when testing.
+        tb_logger: a SummaryWriter or None.
+        save_img: whether to write the outputs as PNG.
+
+    Returns:
+        The mean of each metric; None where this set was validated at this iteration already (BasicSR validates once
+        more when the training ends).
+    """
+    dataset_name = dataloader.dataset.opt["name"]
+    if model.opt["is_train"]:
+        current_iter = min(current_iter, int(model.opt["train"]["total_iter"]))
+        if _validated(model).get(dataset_name) == current_iter:
+            return None
+        _validated(model)[dataset_name] = current_iter
+    metrics = model.opt["val"].get("metrics") or {}
+    rows, examples = [], []
+    hide_bar = None if model.opt["val"].get("pbar", True) else True
+    for data in tqdm(dataloader, desc=f"Validate {dataset_name}", unit="image", leave=False, disable=hide_bar):
+        images = _run(model, data)
+        name = Path(data["lq_path"][0]).stem
+        if save_img:
+            imwrite(to_uint8(images["result"]), _picture_path(model, dataset_name, name, current_iter))
+        if "gt" in images:
+            if images["result"].shape != images["gt"].shape:
+                raise InputError(
+                    f"{data['lq_path'][0]}: the network makes {tuple(images['result'].shape)} of it, but its clean "
+                    f"picture is {tuple(images['gt'].shape)}. Is it a pair? Is 'scale' right?"
+                )
+            rows.append({"name": name, "output": _score(metrics, images["result"], images["gt"])})
+            if images["lq"].shape == images["gt"].shape:
+                rows[-1]["input"] = _input_score(model, metrics, dataset_name, name, images)
+        if tb_logger and len(examples) < model.opt["val"].get("tb_images", 4):
+            examples.append((name, _side_by_side(images)))
+        RUN.is_started = True  # there is something to keep now
+    if not rows or not metrics:
+        return {}
+    means = {metric: _mean(rows, metric, dataset_name) for metric in metrics}
+    _report(model, dataset_name, current_iter, means, rows, tb_logger, examples)
+    return means
+
+
+def _validated(model) -> dict[str, int]:
+    return model.__dict__.setdefault("last_validated", {})
+
+
+def _run(model, data: dict) -> dict[str, Tensor]:
+    """One picture through the model; ``(c, h, w)`` tensors on the CPU: lq, result and, where the set has it, gt."""
+    if hasattr(model, "gt"):
+        del model.gt  # the last training batch's: BasicSR would take it for this picture's
+    model.feed_data(data)
+    model.test()
+    images = {key: value.squeeze(0) for key, value in model.get_current_visuals().items()}
+    del model.lq, model.output
+    return images
+
+
+def _score(metrics: dict, output: Tensor, gt: Tensor) -> dict[str, float]:
+    if not torch.isfinite(output).all():
+        return dict.fromkeys(metrics, math.nan)
+    scores = {}
+    for name, options in metrics.items():
+        options = {key: value for key, value in options.items() if key != "better"}
+        takes_float = getattr(METRIC_REGISTRY.get(options["type"]), "takes_float", False)
+        convert = to_array if takes_float else to_uint8
+        with np.errstate(invalid="ignore", divide="ignore"):
+            value = calculate_metric({"img": convert(output), "img2": convert(gt)}, options)
+        # Undefined here means undefined for this pair of pictures, not a network that failed.
+        scores[name] = float(value) if math.isfinite(value) else math.inf
+    return scores
+
+
+def _input_score(model, metrics: dict, dataset_name: str, name: str, images: dict) -> dict[str, float]:
+    cache = model.__dict__.setdefault("input_scores", {}).setdefault(dataset_name, {})
+    if name not in cache:
+        cache[name] = _score(metrics, images["lq"], images["gt"])
+    return cache[name]
+
+
+def _mean(rows: list[dict], metric: str, dataset_name: str, of: str = "output") -> float:
+    values = {row["name"]: row[of][metric] for row in rows if of in row}
+    undefined = [name for name, value in values.items() if math.isinf(value)]
+    if undefined and of == "output":
+        logger.warning("%s: %s is not defined on %s; left out of the mean.", dataset_name, metric, ", ".join(undefined))
+    defined = [value for value in values.values() if not math.isinf(value)]
+    return float(np.mean(defined)) if defined else math.nan
+
+
+def _picture_path(model, dataset_name: str, name: str, current_iter: int | str) -> str:
+    folder = Path(model.opt["path"]["visualization"]) / dataset_name
+    if model.opt["is_train"]:
+        return str(folder / name / f"{name}_{current_iter}.png")
+    return str(folder / f"{name}_{model.opt['val'].get('suffix') or model.opt['name']}.png")
+
+
+def _side_by_side(images: dict[str, Tensor]) -> Tensor:
+    """Noisy | output | clean as one ``(c, h, w)`` picture, clipped for the screen; of equal height or left out."""
+    parts = [images[key].float().clamp(0, 1) for key in ("lq", "result", "gt") if key in images]
+    return torch.cat([part for part in parts if part.shape[-2] == images["result"].shape[-2]], dim=-1)
+
+
+def _report(model, dataset_name, current_iter, means: dict, rows: list[dict], tb_logger, examples: list) -> None:
+    model.metric_results = means
+    model._initialize_best_metric_results(dataset_name)
+    for metric, value in means.items():
+        model._update_best_metric_result(dataset_name, metric, value, current_iter)
+    best = model.best_metric_results[dataset_name]
+    inputs = {metric: _mean(rows, metric, dataset_name, of="input") for metric in means if "input" in rows[0]}
+    lines = [f"Validation {dataset_name} ({len(rows)} images)"]
+    for metric, value in means.items():
+        line = f"\t # {metric}: {value:.4f}"
+        if metric in inputs:
+            line += f"\tInput: {inputs[metric]:.4f}"
+        if model.opt["is_train"]:
+            line += f"\tBest: {best[metric]['val']:.4f} @ {best[metric]['iter']} iter"
+        lines.append(line)
+    get_root_logger().info("\n".join(lines))
+    if any(math.isnan(value) for value in means.values()):
+        get_root_logger().warning(f"{dataset_name}: the network's output is not finite; this never counts as the best.")
+    if tb_logger:
+        for metric, value in means.items():
+            tb_logger.add_scalar(f"metrics/{dataset_name}/{metric}", value, current_iter)
+        for name, picture in examples:
+            tb_logger.add_image(f"{dataset_name}/{name}", picture, current_iter)
+    if not model.opt["is_train"]:
+        _write_record(model, dataset_name, means, inputs, rows)
+
+
+def _write_record(model, dataset_name: str, means: dict, inputs: dict, rows: list[dict]) -> None:
+    """Adds a set's metrics, means and each picture's, to ``metrics.json`` in the results folder."""
+    path = Path(model.opt["path"]["results_root"]) / "metrics.json"
+    record = json.loads(path.read_text()) if path.exists() else {}
+    record[dataset_name] = {"output": means, "input": inputs, "images": rows}
+    path.write_text(json.dumps(record, indent=1) + "\n")

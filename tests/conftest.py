@@ -1,0 +1,80 @@
+"""Small pictures, a small recipe, and a way to run the command line inside the test process."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # small networks: more threads would only wait for each other
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import yaml
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def make_pictures(folder: Path, count: int, size: tuple[int, int] = (40, 44), seed: int = 0) -> Path:
+    """Writes smooth colour PNGs ``0.png``, ``1.png``, ...: something that a network can learn in a few steps."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(seed)
+    for i in range(count):
+        picture = cv2.resize(rng.integers(0, 256, (5, 6, 3), dtype=np.uint8), size[::-1], interpolation=cv2.INTER_CUBIC)
+        cv2.imwrite(str(folder / f"{i}.png"), picture)
+    return folder
+
+
+@pytest.fixture
+def recipe(tmp_path, monkeypatch):
+    """Options of a run that takes seconds: a narrow HRANet on six small pictures; the test's folder is the root."""
+    monkeypatch.chdir(tmp_path)
+    make_pictures(tmp_path / "train", 6)
+    make_pictures(tmp_path / "val", 2, seed=1)
+    noisy = {"type": "GaussianDenoisingDataset", "color": "gray", "sigma": 25}
+    return {
+        "name": "tiny",
+        "model_type": "DenoisingModel",
+        "num_gpu": 0,
+        "manual_seed": 1,
+        "datasets": {
+            "train": {
+                "name": "train", "dataroot_gt": "train", "gt_size": 16, "batch_size_per_gpu": 2,
+                "num_worker_per_gpu": 0, "dataset_enlarge_ratio": 2, **noisy,
+            },
+            "val": {"name": "val", "dataroot_gt": "val", **noisy},
+        },
+        "network_g": {"type": "HRANet", "num_feat": 8},
+        "train": {
+            "total_iter": 8,
+            "ema_decay": 0.9,
+            "optim_g": {"type": "Adam", "lr": 1e-3},
+            "scheduler": {"type": "MultiStepLR", "milestones": [6], "gamma": 0.5},
+        },
+        "val": {
+            "val_freq": 4,
+            "metrics": {"psnr": {"type": "calculate_psnr", "crop_border": 0},
+                        "ssim": {"type": "calculate_ssim", "crop_border": 0}},
+        },
+        "logger": {"print_freq": 2, "save_checkpoint_freq": 4},
+    }  # fmt: skip
+
+
+@pytest.fixture
+def run():
+    """Returns ``run(verb, options, *flags)``: writes the options to a file, runs ``basicsr``, gives the exit status."""
+    from hranet_arch import cli
+
+    def run_command(verb: str, options: dict, *flags: str) -> int:
+        Path("options.yml").write_text(yaml.safe_dump(options))
+        with pytest.raises(SystemExit) as stop:
+            cli.main([verb, "-opt", "options.yml", *flags])
+        return stop.value.code
+
+    return run_command
+
+
+def load_network(path: str | Path, key: str = "params") -> dict:
+    """The tensors of a checkpoint that BasicSR's layout keeps under ``key``."""
+    import torch
+
+    return torch.load(path, weights_only=True)[key]

@@ -1,0 +1,472 @@
+"""The command line: bad input ends in one message, status 2 and an untouched folder; help, list, doctor, plug-ins."""
+
+import importlib.metadata
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import lmdb
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+import yaml
+
+from hranet_arch import cli, registration
+from hranet_arch.prepare import prepare_lmdb
+from tests.conftest import REPOSITORY, make_pictures
+
+VERBS = ["", "train", "test", "prepare", "prepare lmdb", "prepare pairs", "prepare sample", "list", "doctor"]
+
+
+def snapshot():
+    """Every file of the runs' folders with its content. Locks, which stay, are no results."""
+    files = [path for name in ("experiments", "tb_logger", "results") for path in Path(name).rglob("*")]
+    return {str(path): path.read_bytes() if path.is_file() else None for path in files if path.suffix != ".lock"}
+
+
+@pytest.fixture
+def refuse(run, capfd):
+    """Returns ``refuse(options, verb, *flags)``: runs, checks how it is refused, gives the message."""
+
+    def run_and_check(options, verb="train", *flags):
+        for folder in ("experiments", "tb_logger", "results"):
+            if not Path(folder).exists():
+                Path(folder, "tiny", "models").mkdir(parents=True)
+                Path(folder, "tiny", "models", "earlier").write_text("the good run")
+        before = snapshot()
+        capfd.readouterr()
+        status = run(verb, options, *flags)
+        out, err = capfd.readouterr()
+        messages = [line for line in err.splitlines() if line.startswith("basicsr: ")]
+        assert "Traceback" not in err + out, err
+        assert status == 2, err
+        assert len(messages) == 1, err
+        assert snapshot() == before
+        return err[err.index("basicsr: ") :]
+
+    return run_and_check
+
+
+def make_lmdb(name="train"):
+    prepare_lmdb(name, f"{name}.lmdb", workers=1)
+    return f"{name}.lmdb"
+
+
+def change_lmdb(path, change):
+    """Passes each value of an LMDB through ``change``."""
+    with lmdb.open(path) as environment, environment.begin(write=True) as transaction:
+        for key, value in list(transaction.cursor()):
+            transaction.put(key, change(value))
+
+
+def damage(value):
+    middle = len(value) // 2
+    return value[:middle] + bytes(255 - byte for byte in value[middle : middle + 40]) + value[middle + 40 :]
+
+
+# --- bad input: options -----------------------------------------------------------------------------------------------
+
+
+def test_wrong_keys_and_names_come_in_one_message(recipe, refuse):
+    recipe["network_g"]["num_fea"] = 8
+    recipe["model_type"] = "DenoiseModel"
+    message = refuse(recipe)
+    assert "basicsr: options.yml: " in message
+    assert "options.yml: network_g.num_fea: unknown key. Did you mean 'num_feat'?" in message
+    assert "options.yml: model_type: there is no model 'DenoiseModel'. Did you mean 'DenoisingModel'" in message
+
+
+def test_forced_options_are_checked_too(recipe, refuse):
+    message = refuse(recipe, "train", "--force_yml", "train:total_itr=4", "--force_yml", "val:val_frq=2", "name=tiny")
+    assert "train.total_itr: unknown key" in message and "val.val_frq: unknown key" in message
+
+
+@pytest.mark.parametrize(
+    "text", ["", "a: [", "a:\n\tb: 1", "a: 1\na: 2", "name: !!python/object/apply:os.system [ls]", "- a"]
+)
+def test_files_that_are_no_options(text, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("options.yml").write_text(text)
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["train", "-opt", "options.yml"])
+    message = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert message.startswith("basicsr: options.yml: ") and len(message.splitlines()) == 1
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_gpus_that_are_not_there(recipe, refuse):
+    assert "num_gpu: 1, but torch" in refuse({**recipe, "num_gpu": 1})
+    recipe["datasets"]["train"].update(prefetch_mode="cuda", pin_memory=True)
+    assert "datasets.train.prefetch_mode: 'cuda' needs a GPU" in refuse(recipe)
+
+
+@pytest.mark.parametrize("launcher", ["pytorch", "slurm"])
+def test_a_launcher_without_its_program(recipe, refuse, monkeypatch, launcher):
+    for name in ("RANK", "WORLD_SIZE", "SLURM_PROCID"):
+        monkeypatch.delenv(name, raising=False)
+    message = refuse(recipe, "train", "--launcher", launcher)
+    assert ("torchrun" if launcher == "pytorch" else "srun") in message
+
+
+# --- bad input: networks ----------------------------------------------------------------------------------------------
+
+
+RIDNET = {"type": "RIDNet", "in_channels": 1, "mid_channels": 16, "out_channels": 1, "num_block": 1, "img_range": 1.0}
+SMALL = {"num_in_ch": 1, "num_out_ch": 1, "num_feat": 8}
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        RIDNET,
+        {**RIDNET, "in_channels": 3, "out_channels": 3},
+        {"type": "EDSR", "num_block": 1, "upscale": 1, **SMALL},
+        {"type": "RCAN", "num_group": 1, "num_block": 1, "upscale": 1, "squeeze_factor": 4, **SMALL},
+    ],
+    ids=lambda network: f"{network['type']}-{network.get('in_channels', 1)}",
+)
+def test_grey_pictures_and_networks_for_rgb(recipe, refuse, network):
+    message = refuse({**recipe, "network_g": network})
+    assert f"BasicSR's {network['type']} is made for RGB pictures." in message and "grey pictures" in message
+
+
+@pytest.mark.parametrize(
+    "network", [{"type": "HRANet", "num_feat": 8}, {"type": "SRVGGNetCompact", "num_conv": 1, "upscale": 1, **SMALL}]
+)
+def test_colour_pictures_and_a_network_for_grey(recipe, refuse, network):
+    for dataset in recipe["datasets"].values():
+        dataset["color"] = "rgb"
+    message = refuse({**recipe, "network_g": network})
+    assert "datasets.train gives RGB pictures (3 channels)" in message and network["type"] in message
+
+
+@pytest.mark.parametrize("upscale", [1, 4])
+def test_msrresnet_at_scale_one(recipe, refuse, upscale):
+    recipe["network_g"] = {"type": "MSRResNet", "num_block": 1, "upscale": upscale, **SMALL}
+    assert "BasicSR's MSRResNet has upscale 2, 3 and 4 only." in refuse(recipe)
+
+
+# --- bad input: checkpoints -------------------------------------------------------------------------------------------
+
+
+def save_network(num_feat, path="weights.pth"):
+    network = registration.registries()["arch"]["HRANet"](num_feat=num_feat)
+    torch.save({"params": network.state_dict()}, path)
+    return path
+
+
+@pytest.mark.parametrize("verb", ["train", "test"])
+@pytest.mark.parametrize("model_type", ["DenoisingModel", "SRModel"])
+def test_checkpoints_that_cannot_be_used(recipe, refuse, verb, model_type):
+    recipe["model_type"] = model_type
+    recipe["train"]["pixel_opt"] = {"type": "MSELoss"}
+    if verb == "test":
+        recipe["datasets"].pop("train")
+    path = recipe.setdefault("path", {})["pretrain_network_g"] = save_network(16)
+    message = refuse(recipe, verb)
+    assert (
+        "weights.pth does not fit network_g (HRANet)" in message
+        and "(16, 1, 3, 3), the network's (8, 1, 3, 3)" in message
+    )
+    whole = Path(path).read_bytes()
+    for content in (whole[: len(whole) // 2], b"", b"not a checkpoint"):
+        Path(path).write_bytes(content)
+        assert "path.pretrain_network_g: weights.pth: not a whole checkpoint" in refuse(recipe, verb)
+    torch.save({"params": {"a": 1}}, path)
+    assert "holds no network" in refuse(recipe, verb)
+
+
+def test_a_test_needs_weights(recipe, refuse):
+    recipe["datasets"].pop("train")
+    assert "path.pretrain_network_g: is missing" in refuse(recipe, "test")
+
+
+def test_resume_states_that_cannot_be_used(recipe, refuse):
+    recipe["path"] = {"resume_state": "4.state"}
+    assert "path.resume_state: 4.state is not there" in refuse(recipe)
+    Path("4.state").write_bytes(b"")
+    assert "4.state: not a whole checkpoint" in refuse(recipe)
+    recipe["path"] = {"resume_state": save_network(8)}
+    assert "path.resume_state: weights.pth is no training state" in refuse(recipe)
+
+
+@pytest.mark.parametrize("model_type", ["DenoisingModel", "SRModel"])
+def test_checkpoints_of_other_forms_are_loaded(recipe, run, model_type):
+    recipe["model_type"] = model_type
+    recipe["train"].update(total_iter=1, pixel_opt={"type": "MSELoss"})
+    tensors = registration.registries()["arch"]["HRANet"](num_feat=8).state_dict()
+    torch.save(tensors, "bare.pth")
+    safetensors.torch.save_file(tensors, "weights.safetensors")
+    torch.save({"params_ema": tensors}, "average.pth")
+    for path in ("bare.pth", "weights.safetensors", "average.pth"):
+        assert run("train", {**recipe, "path": {"pretrain_network_g": path}}) == 0
+
+
+# --- bad input: data --------------------------------------------------------------------------------------------------
+
+
+def test_a_missing_lmdb(recipe, refuse):
+    recipe["datasets"]["train"]["dataroot_gt"] = "datasets/mine.lmdb"
+    message = refuse(recipe)
+    assert (
+        "datasets/mine.lmdb is not there. Make it with: basicsr prepare lmdb --input FOLDER --output datasets/mine.lmdb"
+        in message
+    )
+
+
+def test_an_entry_of_an_lmdb_that_is_no_picture(recipe, refuse):
+    recipe["datasets"]["train"]["dataroot_gt"] = make_lmdb()
+    change_lmdb("train.lmdb", lambda value: b"no picture at all")
+    assert ": not a picture that can be read (17 bytes; damaged, or not a picture)" in refuse(recipe)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_entry_of_an_lmdb(recipe, refuse, workers):
+    recipe["datasets"]["train"].update(dataroot_gt=make_lmdb(), num_worker_per_gpu=workers)
+    change_lmdb("train.lmdb", damage)
+    assert "train.lmdb/" in refuse(recipe)
+
+
+def test_damage_that_the_prefetching_thread_finds(recipe):
+    """In a process of its own: stock BasicSR waits for ever."""
+    recipe["datasets"]["train"]["prefetch_mode"] = "cpu"
+    for path in Path("train").iterdir():
+        path.write_bytes(damage(path.read_bytes()))
+    Path("options.yml").write_text(yaml.safe_dump(recipe))
+    command = [sys.executable, "-m", "hranet_arch", "train", "-opt", "options.yml"]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 2 and "Traceback" not in result.stderr
+    assert ".png: not a picture that can be read" in result.stderr.splitlines()[-1]
+
+
+def test_a_truncated_lmdb(recipe, refuse):
+    recipe["datasets"]["train"]["dataroot_gt"] = make_lmdb()
+    data = Path("train.lmdb/data.mdb")
+    data.write_bytes(data.read_bytes()[: data.stat().st_size // 2])
+    assert "data.mdb is truncated" in refuse(recipe)
+    data.write_bytes(b"garbage" * 5000)
+    assert "train.lmdb: not an LMDB that can be read" in refuse(recipe)
+    data.write_bytes(b"")
+    assert "train.lmdb" in refuse(recipe)
+    data.unlink()
+    assert "train.lmdb: no LMDB is there" in refuse(recipe)
+
+
+def test_an_lmdb_whose_list_is_wrong(recipe, refuse):
+    recipe["datasets"]["train"]["dataroot_gt"] = make_lmdb()
+    listing = Path("train.lmdb/meta_info.txt")
+    listing.write_text("ghost.png (40,44,3) 1\n")
+    assert "'ghost'" in refuse(recipe)
+    listing.write_text("0.png forty\n")
+    assert "meta_info.txt: cannot understand the line '0.png forty'" in refuse(recipe)
+    listing.unlink()
+    assert "meta_info.txt: missing" in refuse(recipe)
+
+
+def make_pairs(recipe, kind="PairedDenoisingDataset"):
+    make_pictures(Path("noisy"), 6)
+    own = {"color": "gray"} if kind == "PairedDenoisingDataset" else {"color": "y"}
+    recipe["datasets"]["train"] = {
+        "name": "train", "type": kind, "dataroot_gt": "train", "dataroot_lq": "noisy", "gt_size": 16,
+        "batch_size_per_gpu": 2, "num_worker_per_gpu": 0, **own,
+    }  # fmt: skip
+
+
+def shrink_all(folder, size=(20, 20)):
+    for path in Path(folder).iterdir():
+        cv2.imwrite(str(path), np.zeros((*size, 3), np.uint8))
+
+
+@pytest.mark.parametrize("kind", ["PairedDenoisingDataset", "PairedImageDataset"])
+def test_pairs_that_are_none(recipe, refuse, kind):
+    make_pairs(recipe, kind)
+    shrink_all("noisy")
+    assert "(20, 20)" in refuse(recipe)
+    Path("noisy/5.png").rename("noisy/other.png")
+    assert "5.png" in refuse(recipe)
+    Path("noisy/other.png").unlink()
+    message = refuse(recipe)
+    assert "datasets.train: " in message and ("5.png" in message or "different number of images: 5, 6" in message)
+
+
+@pytest.mark.parametrize(
+    ("kind", "workers"), [("PairedDenoisingDataset", 0), ("PairedImageDataset", 0), ("PairedImageDataset", 1)]
+)
+def test_pairs_smaller_than_the_crop(recipe, refuse, kind, workers):
+    make_pairs(recipe, kind)
+    recipe["datasets"]["train"].update(gt_size=48, num_worker_per_gpu=workers)
+    message = refuse(recipe)
+    assert "48" in message and "(40, 44)" in message
+
+
+def test_pictures_smaller_than_the_crop_are_named(recipe, refuse):
+    recipe["datasets"]["train"]["gt_size"] = 41
+    message = refuse(recipe)
+    assert "6 of 6 pictures are smaller than the patch, 41x41: 0.png (40, 44), 1.png (40, 44)" in message
+
+
+def test_a_damaged_picture_in_a_folder(recipe, refuse):
+    for path in Path("train").iterdir():
+        path.write_bytes(damage(path.read_bytes()))
+    assert "train/" in refuse(recipe)
+
+
+def test_a_folder_without_pictures(recipe, refuse):
+    Path("empty").mkdir()
+    recipe["datasets"]["val"]["dataroot_gt"] = "empty"
+    assert "datasets.val: empty: no pictures there" in refuse(recipe)
+
+
+def test_bad_data_of_a_test(recipe, refuse):
+    recipe["datasets"].pop("train")
+    recipe["path"] = {"pretrain_network_g": save_network(8)}
+    for path in Path("val").iterdir():
+        path.write_bytes(b"")
+    assert "val/0.png" in refuse(recipe, "test")
+    recipe["datasets"]["val"] = {
+        "name": "val", "type": "PairedDenoisingDataset", "color": "gray", "dataroot_gt": "train", "dataroot_lq": "val",
+    }  # fmt: skip
+    assert "val: pictures without a partner: 4 in train (2.png, 3.png, 4.png, 5.png), 0 in val" in refuse(
+        recipe, "test"
+    )
+    make_pictures(Path("small"), 2, (20, 20))
+    recipe["datasets"]["val"].update(type="PairedImageDataset", dataroot_gt="small", dataroot_lq="train", color="y")
+    for i in range(2, 6):
+        Path(f"train/{i}.png").unlink()
+    message = refuse(recipe, "test")
+    assert "train/0.png" in message and "(1, 40, 44)" in message and "(1, 20, 20)" in message
+
+
+# --- bad input: places to write ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("folder", ["experiments", "tb_logger", "experiments/tiny"])
+def test_folders_that_are_files(recipe, refuse, folder):
+    Path(folder).parent.mkdir(exist_ok=True)
+    Path(folder).write_text("a file")
+    message = refuse(recipe)
+    assert "name: results go to " in message and f"{folder} is a file" in message
+
+
+# --- help, list, doctor -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_has_an_example(verb, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main([*verb.split(), "--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert "example" in text and f"\n  basicsr {verb}" in text
+
+
+@pytest.mark.parametrize(
+    "words", [["train"], ["trian"], ["prepare"], ["list", "colours"], ["--verbose"], []], ids=" ".join
+)
+def test_words_that_are_no_command(words, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(words)
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.startswith("usage: basicsr")
+
+
+def test_the_module_is_the_command():
+    command = [sys.executable, "-m", "hranet_arch", "train", "-opt", "missing.yml"]
+    result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == "basicsr: missing.yml: cannot be read: No such file or directory.\n"
+
+
+def listed(capsys, *words):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["list", *words])
+    assert stop.value.code == 0
+    return capsys.readouterr().out
+
+
+def test_list(capsys):
+    everything = listed(capsys)
+    for name in (
+        "HRANet", "SwinIR", "DenoisingModel", "SRModel", "GaussianDenoisingDataset", "PairedImageDataset", "MSELoss",
+        "calculate_psnr", "Adam", "MultiStepLR",
+    ):  # fmt: skip
+        assert f"\n  {name}" in everything
+    architectures = listed(capsys, "arch")
+    assert "  HRANet  (hranet_arch.hranet)\n" in architectures and "  RIDNet\n" in architectures
+    assert "SRModel" not in architectures
+
+
+def test_doctor(capsys, monkeypatch):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["doctor"])
+    text = capsys.readouterr().out
+    assert stop.value.code == 0 and "All is well." in text
+    assert "average_ema_with_buffers" in text and f"torch           {importlib.metadata.version('torch')}" in text
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "1.0")  # tensorboard and tb-nightly side by side
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["doctor"])
+    text = capsys.readouterr().out
+    assert stop.value.code == 1 and "PROBLEM: tensorboard and tb-nightly" in text
+
+
+# --- plug-ins ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def plugins(tmp_path, monkeypatch):
+    """An installed package with four entry points: one that registers a network, and three that fail."""
+    package = tmp_path / "site"
+    (package / "restoration_zoo-1.0.dist-info").mkdir(parents=True)
+    (package / "restoration_zoo-1.0.dist-info" / "METADATA").write_text("Name: restoration-zoo\nVersion: 1.0\n")
+    (package / "restoration_zoo-1.0.dist-info" / "entry_points.txt").write_text(
+        "[basicsr.plugins]\nzoo = restoration_zoo\nbroken = restoration_zoo.broken\ngone = not_installed\n"
+        "leaving = restoration_zoo.leaving\n"
+    )
+    (package / "restoration_zoo").mkdir()
+    (package / "restoration_zoo" / "__init__.py").write_text(
+        "import torch\nfrom basicsr.utils.registry import ARCH_REGISTRY\n\n"
+        "@ARCH_REGISTRY.register()\nclass ZooNet(torch.nn.Conv2d):\n"
+        "    def __init__(self, width):\n        super().__init__(1, 1, width, padding='same')\n"
+    )
+    (package / "restoration_zoo" / "broken.py").write_text("raise RuntimeError('no zoo today')\n")
+    (package / "restoration_zoo" / "leaving.py").write_text("import sys\nsys.exit('goodbye')\n")
+    monkeypatch.syspath_prepend(package)
+    registration.load_plugins.cache_clear()
+    yield
+    registration.load_plugins.cache_clear()
+    from basicsr.utils.registry import ARCH_REGISTRY
+
+    ARCH_REGISTRY._obj_map.pop("ZooNet", None)
+    for name in [name for name in sys.modules if name.startswith("restoration_zoo")]:
+        del sys.modules[name]
+
+
+def test_plug_ins(plugins, recipe, run, refuse, capfd):
+    assert "  ZooNet  (restoration_zoo)\n" in listed(capfd, "arch")
+    states = registration.load_plugins()
+    assert states["zoo"] == "loaded" and states["broken"] == "RuntimeError: no zoo today"
+    assert states["gone"].startswith("ModuleNotFoundError: ") and states["leaving"] == "SystemExit: goodbye"
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["doctor"])
+    assert stop.value.code == 1
+    assert "PROBLEM: plug-in broken: RuntimeError: no zoo today" in capfd.readouterr().out
+    assert "network_g.width: is missing; ZooNet needs it." in refuse({**recipe, "network_g": {"type": "ZooNet"}})
+    assert run("train", {**recipe, "name": "zoo", "network_g": {"type": "ZooNet", "width": 3}}) == 0
+    assert Path("experiments/zoo/models/net_g_latest.pth").is_file()
+
+
+def test_a_broken_plug_in_is_named_once(plugins, capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["list"])
+    warnings = capsys.readouterr().err
+    assert warnings.count("Plug-in 'broken' (restoration_zoo.broken) is skipped: no zoo today") == 1
+
+
+def test_yaml_of_the_recipe_is_plain(recipe):
+    """The tests above write options with ``yaml.safe_dump``: what they refuse is not the way of writing."""
+    assert yaml.safe_load(yaml.safe_dump(recipe)) == recipe

@@ -1,0 +1,198 @@
+"""The datasets against hand-made pictures and BasicSR's own dataset; the field's fixed noise."""
+
+import pickle
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from hranet_arch import prepare
+from hranet_arch.datasets import GaussianDenoisingDataset, PairedDenoisingDataset
+from hranet_arch.errors import InputError
+from tests.conftest import make_pictures
+
+
+def noisy_set(root, **options):
+    base = {"name": "set", "phase": "val", "color": "gray", "sigma": 25, "dataroot_gt": str(root)}
+    return GaussianDenoisingDataset({**base, **options})
+
+
+def train_set(root, **options):
+    return noisy_set(root, **{"phase": "train", "gt_size": 16, **options})
+
+
+def paired_set(lq, gt, **options):
+    base = {"name": "pairs", "phase": "val", "color": "gray", "dataroot_lq": str(lq), "dataroot_gt": str(gt)}
+    return PairedDenoisingDataset({**base, **options})
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    return make_pictures(tmp_path_factory.mktemp("data") / "pictures", 4)
+
+
+@pytest.fixture(scope="module")
+def lmdb(pictures):
+    path = pictures.parent / "pictures.lmdb"
+    prepare.prepare_lmdb(pictures, path)
+    return path
+
+
+@pytest.mark.parametrize(("color", "code"), [("gray", cv2.COLOR_BGR2GRAY), ("rgb", cv2.COLOR_BGR2RGB)])
+def test_a_test_picture_and_its_noise_are_the_fields(pictures, color, code):
+    """BT.601 grey or RGB, over 255; noise by NumPy's legacy generator, seeded 0 for each picture, in HWC order."""
+    item = noisy_set(pictures, color=color)[2]
+    clean = cv2.cvtColor(cv2.imread(str(pictures / "2.png")), code)
+    clean = clean[..., None] if clean.ndim == 2 else clean
+    np.random.seed(0)
+    noisy = clean.astype(np.float32) / 255 + np.random.normal(0, 25 / 255, clean.shape)
+    assert torch.equal(item["gt"], torch.from_numpy(clean).permute(2, 0, 1).float() / 255)
+    np.testing.assert_allclose(item["lq"].permute(1, 2, 0).numpy(), noisy, atol=1e-6)
+    assert item["lq_path"] == str(pictures / "2.png")
+
+
+def test_the_noise_of_a_test_is_the_same_each_time_and_neither_clipped_nor_rounded(pictures):
+    dataset = noisy_set(pictures, sigma=100)
+    assert torch.equal(dataset[0]["lq"], dataset[0]["lq"])
+    assert dataset[0]["lq"].min() < 0 and dataset[0]["lq"].max() > 1
+
+
+def test_clip_and_quantize_make_what_an_8_bit_file_holds(pictures):
+    plain, file = (
+        noisy_set(pictures, sigma=100)[0]["lq"],
+        noisy_set(pictures, sigma=100, clip=True, quantize=True)[0]["lq"],
+    )
+    assert torch.equal(file, (plain.clamp(0, 1) * 255).round() / 255)
+
+
+def test_training_noise_has_the_sigma_asked_for_and_is_new_each_time(pictures):
+    dataset = train_set(pictures, sigma=30, gt_size=32)
+    torch.manual_seed(0)
+    noise = [item["lq"] - item["gt"] for item in (dataset[0], dataset[0], dataset[0], dataset[0])]
+    assert torch.cat(noise).std().item() == pytest.approx(30 / 255, rel=0.05)
+    assert not torch.equal(noise[0], noise[1])
+
+
+def test_blind_training_draws_a_level_for_each_patch(pictures):
+    dataset = train_set(pictures, sigma=[0, 55], gt_size=32)
+    torch.manual_seed(0)
+    levels = [(item["lq"] - item["gt"]).std().item() * 255 for item in (dataset[0] for _ in range(40))]
+    assert min(levels) < 10 and max(levels) > 45 and 20 < np.mean(levels) < 35
+
+
+def test_patches_are_crops_flips_and_rotations_of_the_picture(tmp_path):
+    """Each pixel of a 4x4 picture is its own; a patch of the whole picture is then one of its eight symmetries."""
+    picture = np.arange(16, dtype=np.uint8).reshape(4, 4) * 10
+    cv2.imwrite(str(tmp_path / "a.png"), picture)
+    dataset = train_set(tmp_path, gt_size=4, sigma=0)
+    symmetries = [np.rot90(p, k) for p in (picture, picture[:, ::-1]) for k in range(4)]
+    seen = set()
+    for _ in range(200):
+        patch = (dataset[0]["gt"][0].numpy() * 255).round().astype(np.uint8)
+        seen.add(next(i for i, symmetry in enumerate(symmetries) if np.array_equal(patch, symmetry)))
+    assert seen == set(range(8))
+    upright = train_set(tmp_path, gt_size=2, sigma=0, use_hflip=False, use_rot=False)
+    corners = {int(round(upright[0]["gt"][0, 0, 0].item() * 25.5)) for _ in range(200)}
+    assert corners == {0, 1, 2, 4, 5, 6, 8, 9, 10}
+
+
+@pytest.mark.parametrize("color", ["gray", "rgb"])
+def test_an_lmdb_gives_what_its_folder_gives(pictures, lmdb, color):
+    folder, database = noisy_set(pictures, color=color), noisy_set(lmdb, color=color)
+    assert len(folder) == len(database) == 4
+    for a, b in zip(folder, database):
+        assert torch.equal(a["gt"], b["gt"]) and torch.equal(a["lq"], b["lq"])
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_16_bit_pictures_keep_their_depth(tmp_path, channels):
+    """300/65535 lies between two grey levels of 8 bits."""
+    picture = np.full((8, 8, channels), 300, np.uint16)
+    (tmp_path / "deep").mkdir()
+    cv2.imwrite(str(tmp_path / "deep" / "a.png"), picture)
+    prepare.prepare_lmdb(tmp_path / "deep", tmp_path / "deep.lmdb")
+    for root in (tmp_path / "deep", tmp_path / "deep.lmdb"):
+        gt = noisy_set(root, color="gray" if channels == 1 else "rgb")[0]["gt"]
+        assert gt.shape[0] == channels and torch.allclose(gt, torch.full_like(gt, 300 / 65535), atol=1e-8)
+
+
+def test_cached_pictures_stay_as_they_are(pictures):
+    """BasicSR's flips work in place; a cached picture must not be turned with its crop."""
+    dataset = train_set(pictures, cache="ram", sigma=0, gt_size=40)
+    clean = cv2.cvtColor(cv2.imread(str(pictures / "0.png")), cv2.COLOR_BGR2GRAY)
+    for _ in range(10):
+        dataset[0]
+    assert np.array_equal(dataset.store.cache["0.png"], clean)
+    (pictures / "0.png").rename(pictures / "moved")
+    try:
+        dataset[0]  # from memory
+    finally:
+        (pictures / "moved").rename(pictures / "0.png")
+
+
+def test_a_dataset_that_was_used_goes_to_another_process(lmdb):
+    dataset = noisy_set(lmdb)
+    first = dataset[0]
+    assert torch.equal(pickle.loads(pickle.dumps(dataset))[0]["lq"], first["lq"])
+
+
+def test_pairs_are_what_basicsrs_dataset_gives(pictures, tmp_path):
+    from basicsr.data import build_dataset
+
+    lq = make_pictures(tmp_path / "lq", 4, seed=5)
+    opt = {"name": "a", "type": "PairedImageDataset", "phase": "val", "scale": 1, "io_backend": {"type": "disk"}}
+    stock = build_dataset({**opt, "dataroot_lq": str(lq), "dataroot_gt": str(pictures)})
+    by_name = {item["gt_path"]: item for item in (stock[i] for i in range(4))}
+    for item in (ours := paired_set(lq, pictures, color="rgb"))[0], ours[3]:
+        theirs = by_name[item["gt_path"]]
+        torch.testing.assert_close(item["lq"], theirs["lq"])
+        torch.testing.assert_close(item["gt"], theirs["gt"])
+
+
+def test_pairs_are_cut_and_turned_alike(pictures):
+    dataset = paired_set(pictures, pictures, phase="train", gt_size=16)
+    assert all(torch.equal(item["lq"], item["gt"]) for item in (dataset[i % 4] for i in range(20)))
+
+
+def test_pairs_from_lmdbs_and_by_template(pictures, lmdb, tmp_path):
+    noisy = tmp_path / "noisy"
+    noisy.mkdir()
+    for i in range(4):
+        cv2.imwrite(str(noisy / f"{i}_noisy.bmp"), cv2.imread(str(pictures / f"{i}.png")))
+    assert len(paired_set(lmdb, lmdb)) == 4
+    item = paired_set(noisy, pictures, filename_tmpl="{}_noisy")[1]
+    assert torch.equal(item["lq"], item["gt"]) and item["lq_path"].endswith("1_noisy.bmp")
+
+
+def test_pictures_without_a_partner_are_named(pictures, tmp_path):
+    lq = make_pictures(tmp_path / "lq", 4)
+    (lq / "1.png").rename(lq / "other.png")
+    with pytest.raises(InputError, match=r"(?s)1\.png.*other\.png"):
+        paired_set(lq, pictures)
+
+
+def test_pairs_of_unequal_size_are_named(pictures, tmp_path):
+    lq = make_pictures(tmp_path / "lq", 4, size=(40, 45))
+    with pytest.raises(InputError, match=r"0\.png.*\(40, 44\).*\(40, 45\)"):
+        paired_set(lq, pictures)
+
+
+def test_pictures_smaller_than_the_patch_are_named(pictures, lmdb):
+    for root in (pictures, lmdb):
+        with pytest.raises(InputError, match=r"4 of 4 pictures are smaller than the patch, 41x41"):
+            train_set(root, gt_size=41)
+
+
+def test_a_damaged_picture_is_named(tmp_path):
+    make_pictures(tmp_path / "a", 2)
+    (tmp_path / "a" / "1.png").write_bytes((tmp_path / "a" / "1.png").read_bytes()[:60])
+    with pytest.raises(InputError, match=r"1\.png: not a picture"):
+        noisy_set(tmp_path / "a")[1]
+
+
+def test_an_empty_or_missing_folder_is_named(tmp_path):
+    with pytest.raises(InputError, match="no such folder"):
+        noisy_set(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="no pictures"):
+        noisy_set(tmp_path)

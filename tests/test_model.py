@@ -1,0 +1,236 @@
+"""The model classes: the training step against hand-made ones, the guards, validation, what a checkpoint holds."""
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from hranet_arch import registration
+from hranet_arch.errors import TrainingError
+from hranet_arch.model import DenoisingModel
+from tests.conftest import load_network
+
+
+class ScaleNet(torch.nn.Module):
+    """One number: the output is ``weight * x``. Gradients can be worked out by hand."""
+
+    def __init__(self, value: float = 0.5) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.tensor(value))
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, x):
+        if self.training:
+            self.seen += x.detach().mean()
+        return self.weight * x
+
+
+@pytest.fixture(autouse=True, scope="module")
+def registered():
+    registration.ARCH_REGISTRY.register(ScaleNet)
+    yield
+    del registration.ARCH_REGISTRY._obj_map["ScaleNet"]
+
+
+def make_model(cls=DenoisingModel, **train):
+    options = {
+        "num_gpu": 0, "is_train": True, "dist": False, "rank": 0, "scale": 1, "name": "model",
+        "network_g": {"type": "ScaleNet"},
+        "path": {"models": ".", "training_states": "."},
+        "train": {"total_iter": 10, "optim_g": {"type": "SGD", "lr": 1.0},
+                  "scheduler": {"type": "MultiStepLR", "milestones": [100]}, **train},
+        "val": {},
+    }  # fmt: skip
+    return cls(options)
+
+
+def step(model, lq, gt, iteration=1):
+    model.feed_data({"lq": lq, "gt": gt})
+    model.optimize_parameters(iteration)
+    return model.net_g.weight.item()
+
+
+def test_the_loss_of_a_denoiser_is_the_mean_squared_error():
+    """(0.5 * 2 - 3)^2 = 4; its derivative by the weight is 2 * (0.5 * 2 - 3) * 2 = -8, so SGD at rate 1 goes to 8.5."""
+    model = make_model()
+    assert step(model, torch.full((1, 1, 2, 2), 2.0), torch.full((1, 1, 2, 2), 3.0)) == pytest.approx(8.5)
+    assert model.log_dict["l_pix"] == pytest.approx(4.0)
+    assert model.log_dict["learning_rate"] == 1.0
+
+
+def test_another_registered_loss_can_be_named():
+    """|0.5 * 2 - 3| = 2; its derivative by the weight is -2."""
+    model = make_model(pixel_opt={"type": "L1Loss"})
+    assert step(model, torch.full((1, 1, 2, 2), 2.0), torch.full((1, 1, 2, 2), 3.0)) == pytest.approx(2.5)
+
+
+def test_the_gradient_norm_is_clipped():
+    model = make_model(grad_clip=0.25)
+    assert step(model, torch.full((1, 1, 2, 2), 2.0), torch.full((1, 1, 2, 2), 3.0)) == pytest.approx(0.75)
+
+
+@pytest.mark.parametrize("parts", [2, 3, 5])
+def test_a_batch_in_parts_steps_like_the_whole(parts):
+    torch.manual_seed(0)
+    lq, gt = torch.rand(5, 1, 4, 4), torch.rand(5, 1, 4, 4)
+    whole, cut = make_model(), make_model(accumulate=parts)
+    assert step(cut, lq, gt) == pytest.approx(step(whole, lq, gt), abs=1e-6)
+    assert cut.log_dict["l_pix"] == pytest.approx(whole.log_dict["l_pix"], abs=1e-6)
+
+
+def test_a_loss_that_is_not_finite_changes_nothing():
+    model = make_model(ema_decay=0.5)
+    before = copy.deepcopy((model.net_g.state_dict(), model.net_g_ema.state_dict()))
+    step(model, torch.full((1, 1, 2, 2), math.nan), torch.zeros(1, 1, 2, 2))
+    for old, net in zip(before, (model.net_g, model.net_g_ema)):
+        assert all(torch.equal(old[name], value) for name, value in net.state_dict().items())
+    assert model.log_dict["skipped"] == 1
+    assert math.isfinite(step(model, torch.ones(1, 1, 2, 2), torch.zeros(1, 1, 2, 2), 2))
+    assert model.skipped_in_a_row == 0 and model.skipped == 1
+
+
+def test_too_many_of_them_end_the_run():
+    model = make_model(max_skipped=3)
+    poison = torch.full((1, 1, 2, 2), math.inf)
+    for iteration in (1, 2):
+        step(model, poison, torch.zeros(1, 1, 2, 2), iteration)
+    with pytest.raises(TrainingError, match="3 iterations in a row.*last checkpoint"):
+        step(model, poison, torch.zeros(1, 1, 2, 2), 3)
+
+
+def test_a_young_average_forgets_its_random_start():
+    """After the first step the average has moved by 1 - 2/11 of the way, not by 1 - 0.999."""
+    model = make_model(ema_decay=0.999)
+    weight = step(model, torch.full((1, 1, 2, 2), 2.0), torch.full((1, 1, 2, 2), 3.0))
+    assert model.net_g_ema.weight.item() == pytest.approx(0.5 + (1 - 2 / 11) * (weight - 0.5))
+    step(model, torch.ones(1, 1, 2, 2), torch.ones(1, 1, 2, 2), iteration=100_000)
+    assert model.net_g_ema.weight.item() == pytest.approx(0.5 + (1 - 2 / 11) * (weight - 0.5), rel=0.01)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_learns_what_full_does(precision):
+    torch.manual_seed(0)
+    lq = torch.rand(2, 1, 8, 8)
+    half = make_model(precision=precision)
+    full = make_model()
+    half.net_g, full.net_g = torch.nn.Conv2d(1, 1, 3), torch.nn.Conv2d(1, 1, 3)
+    full.net_g.load_state_dict(half.net_g.state_dict())
+    assert half.scaler.is_enabled() is (precision == "fp16")
+    # The scaler's first scales overflow on purpose; this one does not.
+    half.scaler = torch.amp.GradScaler("cpu", init_scale=64.0, enabled=half.scaler.is_enabled())
+    for model in (half, full):
+        model.optimizer_g = torch.optim.SGD(model.net_g.parameters(), lr=0.1)
+        model.optimizers = [model.optimizer_g]
+        model.feed_data({"lq": lq, "gt": torch.ones(2, 1, 6, 6)})
+        model.optimize_parameters(1)
+    torch.testing.assert_close(half.net_g.weight, full.net_g.weight, atol=5e-3, rtol=0)
+    assert not torch.equal(half.net_g.weight, full.net_g.weight)
+
+
+def test_channels_last_reaches_network_and_data():
+    model = make_model(channels_last=True)
+    model.feed_data({"lq": torch.rand(2, 3, 4, 4), "gt": torch.rand(2, 3, 4, 4)})
+    assert model.lq.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_compile_keeps_the_names_of_the_weights(monkeypatch):
+    calls = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **kwargs: calls.append(type(self).__name__))
+    model = make_model(compile=True)
+    assert calls == ["ScaleNet"] and list(model.net_g.state_dict()) == ["weight", "seen"]
+
+
+def test_large_pictures_are_validated_in_tiles():
+    model = make_model()
+    sizes = []
+    model.net_g.forward = lambda x: (sizes.append(tuple(x.shape[-2:])), x * 2)[1]
+    model.opt["val"] = {"tile": 32, "halo": 4}
+    picture = torch.rand(1, 1, 40, 70)
+    model.feed_data({"lq": picture})
+    model.test()
+    assert torch.equal(model.output, picture * 2)
+    assert len(sizes) == 6 and max(max(size) for size in sizes) <= 32 + 2 * 4
+
+
+def test_pictures_are_padded_to_whole_windows():
+    model = make_model()
+    model.opt["network_g"]["window_size"] = 8
+    sizes = []
+    enlarge = torch.nn.Upsample(scale_factor=2)
+    model.net_g.forward = lambda x: (sizes.append(tuple(x.shape[-2:])), enlarge(x))[1]
+    picture = torch.rand(1, 1, 13, 3)
+    model.feed_data({"lq": picture})
+    model.test()
+    assert sizes == [(16, 8)]
+    assert torch.equal(model.output, enlarge(picture))
+
+
+def test_the_best_network_is_kept_by_name(recipe, run):
+    """At a rate of 100 the second half of the run destroys what the first had: the best is iteration 4's."""
+    recipe["train"]["scheduler"] = {"type": "MultiStepLR", "milestones": [4], "gamma": 1e5}
+    assert run("train", recipe) == 0
+    best, fourth, last = (load_network(f"experiments/tiny/models/net_g_{label}.pth") for label in ("best", 4, 8))
+    assert all(torch.equal(best[name], fourth[name]) for name in best)
+    assert not all(torch.equal(best[name], last[name]) for name in best)
+
+
+def test_no_checkpoint_is_picked_where_none_is_asked_for(recipe, run, tmp_path):
+    recipe["val"]["best_on"] = None
+    assert run("train", recipe) == 0
+    assert not (tmp_path / "experiments/tiny/models/net_g_best.pth").exists()
+
+
+def test_tensorboard_has_metrics_rates_and_pictures(recipe, run):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    assert run("train", recipe) == 0
+    events = EventAccumulator("tb_logger/tiny").Reload()
+    assert [event.step for event in events.Scalars("metrics/val/psnr")] == [4, 8]
+    assert events.Scalars("learning_rate")[-1].value == pytest.approx(5e-4)
+    assert {"metrics/val/ssim", "losses/l_pix"} <= set(events.Tags()["scalars"])
+    assert events.Tags()["images"] == ["val/0", "val/1"]
+
+
+def test_the_final_validation_has_the_last_iterations_number(recipe, run):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    assert run("train", recipe, "--force_yml", "val:val_freq=5") == 0
+    assert [event.step for event in EventAccumulator("tb_logger/tiny").Reload().Scalars("metrics/val/psnr")] == [5, 8]
+
+
+def test_testing_writes_pictures_and_each_pictures_numbers(recipe, run, tmp_path):
+    import json
+
+    import cv2
+    from skimage.metrics import peak_signal_noise_ratio
+
+    assert run("train", recipe) == 0
+    test = {key: recipe[key] for key in ("model_type", "num_gpu", "network_g", "val")}
+    test |= {"name": "tested", "datasets": {"test": recipe["datasets"]["val"]}}
+    test["path"] = {"pretrain_network_g": "experiments/tiny/models/net_g_8.pth"}
+    test["val"] = {**recipe["val"], "save_img": True}
+    assert run("test", test) == 0
+    record = json.loads((tmp_path / "results/tested/metrics.json").read_text())["val"]
+    output = cv2.imread(str(tmp_path / "results/tested/visualization/val/1_tested.png"), cv2.IMREAD_GRAYSCALE)
+    clean = cv2.cvtColor(cv2.imread(str(tmp_path / "val/1.png")), cv2.COLOR_BGR2GRAY)
+    assert record["images"][1]["output"]["psnr"] == pytest.approx(peak_signal_noise_ratio(clean, output), abs=1e-6)
+    assert record["output"]["psnr"] == pytest.approx(np.mean([row["output"]["psnr"] for row in record["images"]]))
+    assert record["input"]["psnr"] == pytest.approx(20.2, abs=1)
+
+
+def test_a_test_uses_the_averaged_weights(recipe, run, tmp_path):
+    """The network that training validated is the one that a test loads."""
+    import json
+
+    assert run("train", recipe) == 0
+    state = torch.load("experiments/tiny/training_states/8.state", weights_only=True)
+    live, average = (load_network("experiments/tiny/models/net_g_8.pth", key) for key in ("params", "params_ema"))
+    assert any(not torch.equal(live[name], average[name]) for name in live)
+    test = {key: recipe[key] for key in ("model_type", "num_gpu", "network_g", "val")}
+    test |= {"name": "tested", "datasets": {"test": recipe["datasets"]["val"]}}
+    test["path"] = {"pretrain_network_g": "experiments/tiny/models/net_g_best.pth"}
+    assert run("test", test) == 0
+    measured = json.loads((tmp_path / "results/tested/metrics.json").read_text())["val"]["output"]["psnr"]
+    assert measured == pytest.approx(state["best"]["val"]["psnr"]["val"], abs=1e-6)

@@ -1,0 +1,64 @@
+"""On the field's real data, where it lies beside the project; skipped elsewhere."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from hranet_arch import cli, registration
+from hranet_arch.prepare import prepare_lmdb
+from tests.conftest import REPOSITORY
+
+DATASETS = REPOSITORY.parent / "shared" / "datasets"
+
+pytestmark = pytest.mark.skipif(not DATASETS.is_dir(), reason="needs BSD400, BSD68 and Set12 in ../shared/datasets")
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch):
+    """A folder as a user's: ``options/`` and ``datasets/`` under the names that the option files give."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(REPOSITORY / "options", "options")
+    (tmp_path / "datasets").mkdir()
+    for name in ("Set12", "BSD68"):
+        (tmp_path / "datasets" / name).symlink_to(DATASETS / name)
+    return tmp_path
+
+
+def run(*arguments):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(list(arguments))
+    return stop.value.code
+
+
+@pytest.mark.slow
+def test_bsd400_trains_and_is_watched_on_set12_and_bsd68(workplace):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    prepare_lmdb(DATASETS / "BSD400", "datasets/BSD400.lmdb")
+    short = ["train:total_iter=2", "network_g:num_feat=4", "datasets:train:batch_size_per_gpu=2"]
+    assert run("train", "-opt", "options/bsd400/train_hranet_gray_s25.yml", "--force_yml", *short) == 0
+    tags = EventAccumulator("tb_logger/hranet_bsd400_gray_s25").Reload().Tags()["scalars"]
+    assert {"metrics/Set12/psnr", "metrics/BSD68/psnr"} <= set(tags)
+    assert not (workplace / "experiments/hranet_bsd400_gray_s25/models/net_g_best.pth").exists()
+
+
+class ReturnInput(torch.nn.Module):
+    def forward(self, x):
+        return x
+
+
+def test_a_network_that_returns_its_input_scores_what_the_field_says(workplace):
+    """BSD68 at sigma 25: 20.194 dB in float, 20.498 dB clipped and rounded to 8 bits."""
+    registration.ARCH_REGISTRY.register(ReturnInput)
+    try:
+        changes = ["network_g={type: ReturnInput}", "path={}", "datasets:test:dataroot_gt=datasets/BSD68", "name=noisy"]
+        status = run("test", "-opt", "options/test_hranet.yml", "--force_yml", *changes, "val:save_img=false")
+    finally:
+        del registration.ARCH_REGISTRY._obj_map["ReturnInput"]
+    assert status == 0
+    record = json.loads((workplace / "results/noisy/metrics.json").read_text())["sample_val"]
+    assert len(record["images"]) == 68
+    assert record["output"]["psnr_float"] == pytest.approx(20.194, abs=0.005)
+    assert record["output"]["psnr"] == pytest.approx(20.498, abs=0.005)

@@ -1,0 +1,167 @@
+"""Whole runs through the command: killed and resumed, stopped, in several processes, with BasicSR's own networks."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+import yaml
+
+from tests.conftest import REPOSITORY, load_network
+
+
+def start(options, *flags, launcher=("-m", "hranet_arch")):
+    with open("options.yml", "w") as file:
+        yaml.safe_dump(options, file)
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    command = [sys.executable, *launcher, "train", "-opt", "options.yml", *flags]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def wait_for(path, process, seconds=120):
+    end = time.monotonic() + seconds
+    while not path.exists():
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < end, f"{path} did not appear"
+        time.sleep(0.02)
+
+
+def assert_equal_networks(first, second):
+    for key in ("params", "params_ema"):
+        a, b = load_network(first, key), load_network(second, key)
+        assert a.keys() == b.keys()
+        different = [name for name in a if not torch.equal(a[name], b[name])]
+        assert not different, different
+
+
+@pytest.fixture
+def long_recipe(recipe):
+    """Sixty iterations over epochs of 15, checkpoints in the middle of epochs, with a worker and a warm-up."""
+    recipe["datasets"]["train"].update(dataset_enlarge_ratio=5, num_worker_per_gpu=1, sigma=[0, 55])
+    recipe["train"].update(total_iter=60, warmup_iter=25)
+    recipe["logger"].update(save_checkpoint_freq=20)
+    recipe["val"]["val_freq"] = 30
+    return recipe
+
+
+@pytest.mark.slow
+def test_a_killed_run_resumes_to_the_same_weights(long_recipe, run, tmp_path):
+    assert run("train", long_recipe, "--force_yml", "name=whole") == 0
+    process = start(long_recipe)
+    wait_for(tmp_path / "experiments/tiny/training_states/20.state", process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    (tmp_path / "experiments/tiny/training_states/41.state").write_bytes(b"cut off")  # what a kill leaves elsewhere
+    assert run("train", long_recipe, "--auto_resume") == 0
+    assert not list(tmp_path.glob("experiments/*_archived_*"))
+    assert_equal_networks("experiments/whole/models/net_g_60.pth", "experiments/tiny/models/net_g_60.pth")
+    states = (f"experiments/{name}/training_states/60.state" for name in ("whole", "tiny"))
+    whole, resumed = (torch.load(state, weights_only=True) for state in states)
+    assert resumed["best"] == whole["best"] and resumed["schedulers"] == whole["schedulers"]
+
+
+def test_resuming_in_the_middle_is_exact_without_workers(recipe, run):
+    """Epochs of 6 iterations, a state at 4: the resumed run must skip the epoch's first four batches."""
+    assert run("train", recipe, "--force_yml", "name=whole") == 0
+    assert run("train", recipe, "--force_yml", "train:total_iter=4") == 0
+    assert run("train", recipe, "--auto_resume") == 0
+    assert_equal_networks("experiments/whole/models/net_g_8.pth", "experiments/tiny/models/net_g_8.pth")
+
+
+def test_a_named_state_is_resumed(recipe, run):
+    assert run("train", recipe, "--force_yml", "name=whole") == 0
+    assert run("train", recipe) == 0
+    os.remove("experiments/tiny/models/net_g_8.pth")
+    assert run("train", recipe, "--force_yml", "path:resume_state=experiments/tiny/training_states/4.state") == 0
+    assert_equal_networks("experiments/whole/models/net_g_8.pth", "experiments/tiny/models/net_g_8.pth")
+
+
+def test_dropout_is_drawn_alike_after_a_resume(recipe, run):
+    """SwinIR's stochastic depth draws from torch's generator in the training process."""
+    recipe["network_g"] = {
+        "type": "SwinIR", "upscale": 1, "in_chans": 1, "img_size": 16, "window_size": 8, "img_range": 1.0,
+        "depths": [2], "embed_dim": 12, "num_heads": [2], "mlp_ratio": 1, "upsampler": "", "resi_connection": "1conv",
+        "drop_path_rate": 0.5, "drop_rate": 0.3,
+    }  # fmt: skip
+    assert run("train", recipe, "--force_yml", "name=whole") == 0
+    assert run("train", recipe, "--force_yml", "train:total_iter=4") == 0
+    assert run("train", recipe, "--auto_resume") == 0
+    assert_equal_networks("experiments/whole/models/net_g_8.pth", "experiments/tiny/models/net_g_8.pth")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_run_saves_and_can_go_on(long_recipe, run, tmp_path, number):
+    long_recipe["train"]["total_iter"] = 100000
+    process = start(long_recipe)
+    wait_for(tmp_path / "experiments/tiny/training_states/20.state", process)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in output, output
+    iteration = int(re.search(r"Stopped after iteration (\d+)", output)[1])
+    state = tmp_path / f"experiments/tiny/training_states/{iteration}.state"
+    assert torch.load(state, weights_only=True)["iter"] == iteration
+    flags = ("--auto_resume", "--force_yml", f"train:total_iter={iteration + 1}", "logger:save_checkpoint_freq=1")
+    assert run("train", long_recipe, *flags) == 0
+    assert (tmp_path / f"experiments/tiny/models/net_g_{iteration + 1}.pth").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_on_the_cpu_train_one_network(recipe, run, tmp_path):
+    """Two ranks with batches of 2 each; both see the averaged gradient, so one network comes out, and it resumes."""
+    launcher = ("-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29617", "-m", "hranet_arch")
+    for flags in ((), ("--auto_resume", "--force_yml", "train:total_iter=12")):
+        process = start(recipe, "--launcher", "pytorch", *flags, launcher=launcher)
+        output, _ = process.communicate(timeout=180)
+        assert process.returncode == 0, output
+    assert "2 pictures" in output or "world_size: 2" in output
+    assert torch.load("experiments/tiny/training_states/12.state", weights_only=True)["iter"] == 12
+    assert all(torch.isfinite(value).all() for value in load_network("experiments/tiny/models/net_g_12.pth").values())
+    logs = "".join(path.read_text() for path in tmp_path.glob("experiments/tiny/*.log"))
+    assert "Resuming training from epoch" in logs and "psnr" in logs
+
+
+def test_two_processes_see_different_pictures():
+    from hranet_arch.pipeline import ResumableSampler
+
+    keys = [list(ResumableSampler(range(8), 2, rank, 1, seed=0)) for rank in (0, 1)]
+    assert sorted(index for part in keys for index, _ in part) == list(range(8))
+    assert not {seed for _, seed in keys[0]} & {seed for _, seed in keys[1]}
+
+
+NETWORKS = {
+    "SwinIR": {
+        "upscale": 1, "in_chans": 3, "img_size": 16, "window_size": 8, "img_range": 1.0, "depths": [2],
+        "embed_dim": 12, "num_heads": [2], "mlp_ratio": 1, "upsampler": "", "resi_connection": "1conv",
+    },
+    "RIDNet": {"in_channels": 3, "mid_channels": 16, "out_channels": 3, "num_block": 1, "img_range": 1.0},
+    "EDSR": {"num_in_ch": 3, "num_out_ch": 3, "num_feat": 8, "num_block": 1, "upscale": 1, "img_range": 1.0},
+    "RCAN": {
+        "num_in_ch": 3, "num_out_ch": 3, "num_feat": 8, "num_group": 1, "num_block": 1, "squeeze_factor": 4,
+        "upscale": 1, "img_range": 1.0,
+    },
+    "SRVGGNetCompact": {"num_in_ch": 3, "num_out_ch": 3, "num_feat": 8, "num_conv": 1, "upscale": 1},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("model_type", ["DenoisingModel", "SRModel"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks_of_basicsr_train_resume_and_test(recipe, run, name, model_type, tmp_path):
+    recipe["model_type"] = model_type
+    recipe["network_g"] = {"type": name, **NETWORKS[name]}
+    recipe["train"]["pixel_opt"] = {"type": "CharbonnierLoss"}
+    if name == "SwinIR" and model_type == "SRModel":
+        recipe["model_type"] = "SwinIRModel"  # BasicSR's own way to pad to whole windows
+    for dataset in recipe["datasets"].values():
+        dataset["color"] = "rgb"
+    assert run("train", recipe, "--force_yml", "train:total_iter=4") == 0
+    assert run("train", recipe, "--auto_resume") == 0
+    test = {key: recipe[key] for key in ("model_type", "num_gpu", "network_g", "val")}
+    test |= {"name": "tested", "datasets": {"test": recipe["datasets"]["val"]}}
+    test["path"] = {"pretrain_network_g": "experiments/tiny/models/net_g_8.pth"}
+    assert run("test", test) == 0
+    assert (tmp_path / "results/tested/metrics.json").exists()
