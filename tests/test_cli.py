@@ -239,7 +239,7 @@ def test_damage_that_the_prefetching_thread_finds(recipe):
     Path("options.yml").write_text(yaml.safe_dump(recipe))
     command = [sys.executable, "-m", "hranet_arch", "train", "-opt", "options.yml"]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert result.returncode == 2 and "Traceback" not in result.stderr
     assert ".png: not a picture that can be read" in result.stderr.splitlines()[-1]
 

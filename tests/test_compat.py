@@ -19,7 +19,7 @@ from tests.conftest import REPOSITORY, load_network, make_pictures
 
 def run_python(code, *arguments, cwd=REPOSITORY):
     command = [sys.executable, "-c", textwrap.dedent(code), *arguments]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
 
 
 # --- the import ---
@@ -104,7 +104,7 @@ def test_a_spawned_worker_can_unpickle_basicsr_datasets(tmp_path):
     """)
     )
     command = [sys.executable, "script.py", str(REPOSITORY)]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
 
 

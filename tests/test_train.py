@@ -100,7 +100,7 @@ def test_a_stopped_run_saves_and_can_go_on(long_recipe, run, tmp_path, number):
     process = start(long_recipe)
     wait_for(tmp_path / "experiments/tiny/training_states/20.state", process)
     process.send_signal(number)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=300)
     assert process.returncode == 130 and "Traceback" not in output, output
     iteration = int(re.search(r"Stopped after iteration (\d+)", output)[1])
     state = tmp_path / f"experiments/tiny/training_states/{iteration}.state"
@@ -113,10 +113,10 @@ def test_a_stopped_run_saves_and_can_go_on(long_recipe, run, tmp_path, number):
 @pytest.mark.slow
 def test_two_processes_on_the_cpu_train_one_network(recipe, run, tmp_path):
     """Two ranks with batches of 2 each; both see the averaged gradient, so one network comes out, and it resumes."""
-    launcher = ("-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29617", "-m", "hranet_arch")
+    launcher = ("-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", "-m", "hranet_arch")
     for flags in ((), ("--auto_resume", "--force_yml", "train:total_iter=12")):
         process = start(recipe, "--launcher", "pytorch", *flags, launcher=launcher)
-        output, _ = process.communicate(timeout=180)
+        output, _ = process.communicate(timeout=300)
         assert process.returncode == 0, output
     assert "2 pictures" in output or "world_size: 2" in output
     assert torch.load("experiments/tiny/training_states/12.state", weights_only=True)["iter"] == 12
