@@ -134,7 +134,8 @@ class GaussianDenoisingDataset(Dataset):
     """Clean pictures with additive white Gaussian noise (claims 1 and 2 of the source).
 
     For training: random crops, flips and rotations, new noise each time, from torch's generator. For validation and
-    test: whole pictures with the field's fixed noise (``noise.add_test_noise``), the same at every visit.
+    test: whole pictures with the field's fixed noise (``noise.add_test_noise``), the same at every visit. An item also
+    has its noise level, ``sigma`` in grey levels.
 
     Args:
         opt: ``name``, ``phase``, ``dataroot_gt`` (folder or ``.lmdb``), ``sigma`` in grey levels (a number, or
@@ -165,13 +166,15 @@ class GaussianDenoisingDataset(Dataset):
         else:
             gt = to_tensor(image)
             # The field draws the noise in HWC order; grey has one channel, so (h, w, 1) and (h, w) draw alike.
-            noisy = noise.add_test_noise(gt.permute(1, 2, 0).numpy(), self.opt["sigma"])
+            level = self.opt["sigma"]
+            noisy = noise.add_test_noise(gt.permute(1, 2, 0).numpy(), level)
             lq = torch.from_numpy(noisy).permute(2, 0, 1).contiguous()
         if self.opt.get("clip"):
             lq = lq.clamp(0, 1)
         if self.opt.get("quantize"):
             lq = noise.quantize(lq)
-        return {"lq": lq, "gt": gt, "lq_path": self.store.path(key), "gt_path": self.store.path(key)}
+        path = self.store.path(key)
+        return {"lq": lq, "gt": gt, "sigma": torch.tensor(float(level)), "lq_path": path, "gt_path": path}
 
 
 class PairedDenoisingDataset(Dataset):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import random
 from collections import OrderedDict
 from contextlib import nullcontext
+from functools import partial
 
 import numpy as np
 import torch
@@ -86,20 +88,25 @@ class RestorationModel(SRModel):
 
     def _backward(self) -> OrderedDict[str, Tensor]:
         """Adds up the gradients of the batch, part by part; returns the batch's mean of each loss."""
-        parts = list(zip(self.lq.chunk(self.accumulate), self.gt.chunk(self.accumulate)))
+        size = -(-len(self.lq) // self.accumulate)
+        parts = [slice(start, start + size) for start in range(0, len(self.lq), size)]
         means: OrderedDict[str, Tensor] = OrderedDict()
-        for i, (lq, gt) in enumerate(parts):
+        for i, part in enumerate(parts):
             is_last = i == len(parts) - 1
             is_distributed = isinstance(self.net_g, DistributedDataParallel)
             with self.net_g.no_sync() if is_distributed and not is_last else nullcontext():
                 with torch.autocast(self.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None):
-                    output = self.net_g(lq)
-                losses = self._losses(output.float(), gt)
-                weight = len(lq) / len(self.lq)
+                    output = self.run_network(self.net_g, self.lq[part], part)
+                losses = self._losses(output.float(), self.gt[part])
+                weight = len(output) / len(self.lq)
                 self.scaler.scale(sum(losses.values()) * weight).backward()
             for name, loss in losses.items():
                 means[name] = means.get(name, 0) + loss.detach() * weight
         return means
+
+    def run_network(self, net: torch.nn.Module, lq: Tensor, part: slice) -> Tensor:
+        """Runs the network on ``lq``, which is cut from the samples ``part`` of the batch."""
+        return net(lq)
 
     def _losses(self, output: Tensor, gt: Tensor) -> OrderedDict[str, Tensor]:
         losses: OrderedDict[str, Tensor] = OrderedDict()
@@ -158,6 +165,7 @@ class RestorationModel(SRModel):
 
     def _restore(self, net: torch.nn.Module, lq: Tensor) -> Tensor:
         val_opt = self.opt.get("val") or {}
+        run = partial(self.run_network, net, part=slice(None))
         height, width = lq.shape[-2:]
         window = self.opt["network_g"].get("window_size", 1)  # SwinIR and its kin take whole windows only
         padded = tiling.pad_to_multiple(lq, window if isinstance(window, int) else 1)
@@ -165,9 +173,9 @@ class RestorationModel(SRModel):
         if tile and padded.shape[-2] * padded.shape[-1] > tile * tile:
             halo = getattr(net, "halo", None) or val_opt.get("halo", 32)
             multiple = max(getattr(net, "tile_multiple", 1), window if isinstance(window, int) else 1)
-            output = tiling.run_tiled(net, padded, tile=tile, halo=halo, multiple=multiple)
+            output = tiling.run_tiled(run, padded, tile=tile, halo=halo, multiple=multiple)
         else:
-            output = net(padded)
+            output = run(padded)
         scale = output.shape[-2] // padded.shape[-2]
         return output[..., : height * scale, : width * scale]
 
@@ -224,7 +232,20 @@ class RestorationModel(SRModel):
 
 
 class DenoisingModel(RestorationModel):
-    """The denoising model: ``RestorationModel`` with the method's loss (claim 7, mean squared error) by default."""
+    """The denoising model: ``RestorationModel`` with the method's loss (claim 7, mean squared error) by default.
+
+    A network whose ``forward`` takes ``sigma`` (FFDNet) is told each sample's noise level, where the dataset knows it.
+    """
+
+    sigma: Tensor | None = None
+
+    def feed_data(self, data: dict) -> None:
+        super().feed_data(data)
+        self.sigma = data["sigma"].to(self.device) if "sigma" in data else None
+
+    def run_network(self, net: torch.nn.Module, lq: Tensor, part: slice) -> Tensor:
+        takes_sigma = "sigma" in inspect.signature(self.get_bare_model(net).forward).parameters
+        return net(lq, self.sigma[part]) if takes_sigma and self.sigma is not None else net(lq)
 
     def init_training_settings(self) -> None:
         train_opt = self.opt["train"]

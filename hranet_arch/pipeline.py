@@ -43,7 +43,7 @@ logger = logging.getLogger(__name__)
 
 
 def run_train(opt: dict, opt_path: str) -> None:
-    """Trains as ``opt`` says (checked options; see ``options.complete``), with the current folder as root."""
+    """Trains as ``opt`` says (checked options; see ``options.complete_options``), with the current folder as root."""
     with _guarded_run(opt, opt_path, basicsr.train, Path(opt["path"]["experiments_root"])):
         basicsr.train.train_pipeline(os.getcwd())
 

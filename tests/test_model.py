@@ -142,6 +142,23 @@ def test_compile_keeps_the_names_of_the_weights(monkeypatch):
     assert calls == ["ScaleNet"] and list(model.net_g.state_dict()) == ["weight", "seen"]
 
 
+def test_a_network_that_takes_the_noise_level_is_told_each_samples():
+    class Told(ScaleNet):
+        def forward(self, x, sigma=None):
+            return super().forward(x) * 0 + sigma.reshape(-1, 1, 1, 1)
+
+    model = make_model(accumulate=2)
+    model.net_g = Told()
+    model.cri_pix = lambda output, gt: (output - gt).abs().max() + 0 * model.net_g.weight
+    levels = torch.tensor([5.0, 7.0, 9.0])
+    model.feed_data({"lq": torch.rand(3, 1, 2, 2), "gt": torch.zeros(3, 1, 2, 2), "sigma": levels})
+    model.optimize_parameters(1)  # parts of two and one: their losses are 7 and 9
+    assert model.log_dict["l_pix"] == pytest.approx((2 * 7 + 1 * 9) / 3)
+    model.feed_data({"lq": torch.rand(1, 1, 2, 2), "sigma": torch.tensor([15.0])})
+    model.test()
+    assert torch.equal(model.output, torch.full((1, 1, 2, 2), 15.0))
+
+
 def test_large_pictures_are_validated_in_tiles():
     model = make_model()
     sizes = []
