@@ -33,6 +33,7 @@ from basicsr.utils.registry import (
     MODEL_REGISTRY,
 )
 
+from hranet_arch.baselines import ADNet, DnCNN, FFDNet
 from hranet_arch.datasets import GaussianDenoisingDataset, PairedDenoisingDataset
 from hranet_arch.hranet import HRANet
 from hranet_arch.metrics import calculate_psnr_float
@@ -42,7 +43,7 @@ logger = logging.getLogger(__name__)
 
 PLUGIN_GROUP = "basicsr.plugins"
 
-for network in (HRANet,):
+for network in (HRANet, DnCNN, FFDNet, ADNet):
     ARCH_REGISTRY.register(network)
 for model in (RestorationModel, DenoisingModel):
     MODEL_REGISTRY.register(model)

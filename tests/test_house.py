@@ -16,7 +16,7 @@ from tests.conftest import REPOSITORY
 PACKAGE = REPOSITORY / "hranet_arch"
 WITHOUT_BASICSR = (
     "hranet", "tiling", "noise", "images", "errors", "metrics", "checkpoints", "lmdb_reader", "schema", "options",
-    "prepare", "sample",
+    "prepare", "sample", "baselines",
 )  # fmt: skip
 README = (REPOSITORY / "README.md").read_text()
 
