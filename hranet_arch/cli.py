@@ -6,6 +6,7 @@ Exit status: 0 done; 1 a run that failed; 2 something the user gave cannot be us
 from __future__ import annotations
 
 import argparse
+import inspect
 import logging
 import os
 import random
@@ -14,12 +15,15 @@ from pathlib import Path
 
 from hranet_arch.errors import InputError, Interrupted, TrainingError
 
+CHANNEL_KEYS = ("num_in_ch", "in_chans", "in_channels")  # what networks call the channels of their input
+
 EXAMPLES = """examples:
   basicsr train -opt options/train_hranet.yml
   basicsr train -opt options/train_hranet.yml --auto_resume
   basicsr train -opt options/train_hranet.yml --force_yml train:total_iter=1000 network_g:num_feat=32
   basicsr test -opt options/test_hranet.yml
   basicsr prepare lmdb --input my_pictures --output datasets/mine.lmdb
+  basicsr profile --arch HRANet
   basicsr doctor
 """
 
@@ -158,6 +162,32 @@ def _list(arguments: argparse.Namespace) -> None:
                 print(f"  {name}" if is_stock else f"  {name}  ({entry.__module__})")
 
 
+def _profile(arguments: argparse.Namespace) -> None:
+    from hranet_arch import complexity, options, preflight, registration
+
+    opt = {"network_g": {"type": arguments.arch}} if arguments.arch else options.read_options(arguments.opt)
+    options.override(opt, arguments.force_yml or [])
+    network = opt.get("network_g")
+    if not isinstance(network, dict) or "type" not in network:
+        raise InputError(f"{arguments.opt}: network_g: is missing, or names no type.")
+    registries = registration.registries()
+    options.check_network(network, registries)
+    built = preflight.build_network("network_g", network)
+    defaults = inspect.signature(type(built)).parameters
+    channels = [network.get(key, defaults[key].default) for key in CHANNEL_KEYS if key in defaults] or [3]
+    size = (channels[0], *arguments.size)
+    print(f"{network['type']} at {size[0]} x {size[1]} x {size[2]} (channels, height, width); 1 MAC = 2 FLOPs")
+    print(complexity.format_layers(complexity.profile_layers(built, size, arguments.depth)))
+    print(f"{complexity.count_macs(built, size) / (size[1] * size[2]):,.0f} MACs for each pixel of the input")
+
+
+def _size(text: str) -> tuple[int, int]:
+    height, _, width = text.partition("x")
+    if not (height.isdecimal() and width.isdecimal() and int(height) and int(width)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not HEIGHTxWIDTH, such as 256x256")
+    return int(height), int(width)
+
+
 def _doctor(arguments: argparse.Namespace) -> int:
     from hranet_arch import doctor
 
@@ -188,6 +218,14 @@ def _build_parser() -> argparse.ArgumentParser:
     listing.add_argument("kind", nargs="?", choices=kinds, help="only this kind")
     text = "what is installed, what is repaired, and whether a training step works"
     _add(verbs, "doctor", text, _doctor, "basicsr doctor")
+    text = "parameters and multiply-accumulates, layer by layer"
+    profile = _add(verbs, "profile", text, _profile, "basicsr profile --arch HRANet --force_yml network_g:num_feat=32")
+    which = profile.add_mutually_exclusive_group(required=True)
+    which.add_argument("-opt", metavar="FILE", help="option file (its network_g)")
+    which.add_argument("--arch", metavar="NAME", help="a registered architecture")
+    profile.add_argument("--size", type=_size, default=(256, 256), metavar="HxW", help="of the picture (256x256)")
+    profile.add_argument("--depth", type=int, metavar="N", help="take together what lies deeper than N names")
+    _add_force_yml(profile)
     return parser
 
 
@@ -209,6 +247,10 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--auto_resume", action="store_true", help="go on from the run's newest whole checkpoint")
     parser.add_argument("--debug", action="store_true", help="log and validate every few iterations")
     parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help="ignored; launchers set LOCAL_RANK")
+    _add_force_yml(parser)
+
+
+def _add_force_yml(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--force_yml",
         nargs="+",

@@ -263,6 +263,13 @@ def _check_names(options: dict, registries: Registries) -> list[str]:
     return errors
 
 
+def check_network(network: dict, registries: Registries) -> None:
+    """Raises InputError where a ``network_g`` alone names what is not registered, or arguments it does not take."""
+    errors = _check_names({"network_g": network}, registries)
+    if errors:
+        raise InputError("\n".join(errors))
+
+
 def _check_arguments(entry: Any, where: str, value: dict, given: tuple[str, ...]) -> list[str]:
     """Unknown and missing arguments; ``given`` are those that do not come from the file."""
     parameters = inspect.signature(entry).parameters

@@ -29,7 +29,7 @@ def check_run(opt: dict) -> None:
     """Raises InputError where ``opt`` (checked and complete) cannot run on this machine, before time is spent."""
     _check_device(opt)
     _check_folders(opt)
-    networks = {key: _build_network(key, value) for key, value in opt.items() if key.startswith("network_")}
+    networks = {key: build_network(key, value) for key, value in opt.items() if key.startswith("network_")}
     if opt["is_train"]:
         _check_training(opt, networks["network_g"])
     _check_checkpoint(opt, networks["network_g"])
@@ -76,7 +76,16 @@ def _build(where: str, options: dict, make: Callable[..., Any], *arguments: Any,
         raise InputError(f"{where}: {options['type']} refuses its arguments: {reason} {limit}".rstrip()) from error
 
 
-def _build_network(key: str, options: dict) -> torch.nn.Module:
+def build_network(key: str, options: dict) -> torch.nn.Module:
+    """Builds a registered network, in evaluation mode.
+
+    Args:
+        key: what to call it in an error, such as ``network_g``.
+        options: ``type`` and the arguments, whose names were checked before.
+
+    Raises:
+        InputError: if it refuses its arguments.
+    """
     name = options["type"]
     return _build(key, options, _registered("arch", name), limit=LIMITS.get(name, "")).eval()
 

@@ -18,7 +18,7 @@ from hranet_arch import cli, registration
 from hranet_arch.prepare import prepare_lmdb
 from tests.conftest import REPOSITORY, make_pictures
 
-VERBS = ["", "train", "test", "prepare", "prepare lmdb", "prepare pairs", "prepare sample", "list", "doctor"]
+VERBS = ["", "train", "test", "prepare", "prepare lmdb", "prepare pairs", "prepare sample", "profile", "list", "doctor"]
 
 
 def snapshot():
@@ -387,6 +387,42 @@ def listed(capsys, *words):
         cli.main(["list", *words])
     assert stop.value.code == 0
     return capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (("--arch", "HRANet"), ("1,172,641", "1,155,148 MACs for each pixel", "at 1 x 256 x 256")),
+        (
+            ("--arch", "HRANet", "--force_yml", "network_g:num_feat=32", "--size", "64x64"),
+            ("296,337", "at 1 x 64 x 64"),
+        ),
+        (
+            ("-opt", str(REPOSITORY / "options/cbsd432/train_hranet_color_s25.yml"), "--depth", "1"),
+            ("at 3 x 256 x 256",),
+        ),
+    ],
+)
+def test_profile(capsys, flags, expected):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["profile", *flags])
+    output = capsys.readouterr().out
+    assert stop.value.code == 0 and all(text in output for text in expected), output
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--arch", "HRANt"), "there is no arch 'HRANt'. Did you mean 'HRANet'?"),
+        (("--arch", "HRANet", "--force_yml", "network_g:num_fea=8"), "Did you mean 'num_feat'?"),
+        (("--arch", "HRANet", "--force_yml", "network_g:num_block=1"), "num_block=1 is not allowed"),
+        (("--arch", "HRANet", "--size", "12"), "'12' is not HEIGHTxWIDTH"),
+    ],
+)
+def test_profile_names_what_it_cannot_use(capsys, flags, message):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["profile", *flags])
+    assert stop.value.code == 2 and message in capsys.readouterr().err
 
 
 def test_list(capsys):
