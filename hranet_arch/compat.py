@@ -88,17 +88,7 @@ def _alias_functional_tensor() -> bool:
 
     Delete once a release of BasicSR imports ``torchvision.transforms.functional``.
     """
-    name = "torchvision.transforms.functional_tensor"
-    try:
-        importlib.import_module(name)
-        return False
-    except ModuleNotFoundError:
-        from torchvision.transforms.functional import rgb_to_grayscale
-
-        module = types.ModuleType(name)
-        module.rgb_to_grayscale = rgb_to_grayscale
-        sys.modules[name] = module
-        return True
+    return _alias("torchvision.transforms.functional_tensor", "torchvision.transforms.functional", "rgb_to_grayscale")
 
 
 def _alias_scipy_filters() -> bool:
@@ -106,17 +96,19 @@ def _alias_scipy_filters() -> bool:
 
     Delete once a release of BasicSR imports from ``scipy.ndimage``.
     """
-    name = "scipy.ndimage.filters"
+    return _alias("scipy.ndimage.filters", "scipy.ndimage", "convolve", "gaussian_filter")
+
+
+def _alias(gone: str, source: str, *functions: str) -> bool:
+    """Where a module is gone, puts one in its place that has the functions of another; returns whether it did."""
     try:
-        importlib.import_module(name)
+        importlib.import_module(gone)
         return False
     except ModuleNotFoundError:
-        import scipy.ndimage
-
-        module = types.ModuleType(name)
-        module.convolve = scipy.ndimage.convolve
-        module.gaussian_filter = scipy.ndimage.gaussian_filter
-        sys.modules[name] = module
+        module = types.ModuleType(gone)
+        for name in functions:
+            setattr(module, name, getattr(importlib.import_module(source), name))
+        sys.modules[gone] = module
         return True
 
 
