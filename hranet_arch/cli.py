@@ -135,6 +135,21 @@ def _prepare_sample(arguments: argparse.Namespace) -> None:
         _report(summary)
 
 
+def _prepare_testsets(arguments: argparse.Namespace) -> None:
+    from hranet_arch import overlaps, testsets
+
+    found = testsets.find_testsets(getattr(arguments, "from"))
+    for one in found:
+        if one.is_usable:
+            print(f"{testsets.link_or_copy(one, arguments.output, link=arguments.link)}: {one.name}, {one.status}")
+    for line in testsets.list_missing(found):
+        print(line)
+    if arguments.training:
+        usable = {one.name: list(one.files.values()) for one in found if one.is_usable}
+        overlaps.refuse_test_pictures(arguments.training, usable)
+        print(f"{', '.join(arguments.training)}: no picture of {', '.join(usable) or 'no set'} in it")
+
+
 def _cutting(arguments: argparse.Namespace) -> dict:
     names = ("crop_size", "step", "gray", "workers", "skip_bad", "overwrite")
     return {name: getattr(arguments, name) for name in names}
@@ -282,5 +297,12 @@ def _add_prepare_verbs(verbs) -> None:
         parser.add_argument("--skip-bad", action="store_true", help="leave out and name pictures that cannot be used")
         parser.add_argument("--overwrite", action="store_true", help="replace an LMDB of other pictures or settings")
     text = "the bundled sample, under datasets/sample"
+    text = "benchmark sets, recognised by their pixels or names, laid out by name"
+    testsets = _add(verbs, "testsets", text, _prepare_testsets, "basicsr prepare testsets --from downloads")
+    testsets.add_argument("--from", required=True, metavar="DIR", help="folder to search, with its subfolders")
+    testsets.add_argument("--output", default="datasets", metavar="DIR", help="where each gets a folder (datasets)")
+    testsets.add_argument("--link", action="store_true", help="link the files instead of copying them")
+    help_text = "training folders or LMDBs that must hold none of the test pictures, crops and altered copies included"
+    testsets.add_argument("--training", nargs="+", metavar="PATH", help=help_text)
     sample = _add(verbs, "sample", text, _prepare_sample, "basicsr prepare sample")
     sample.add_argument("--overwrite", action="store_true", help="replace one made by another version")

@@ -18,7 +18,19 @@ from hranet_arch import cli, registration
 from hranet_arch.prepare import prepare_lmdb
 from tests.conftest import REPOSITORY, make_pictures
 
-VERBS = ["", "train", "test", "prepare", "prepare lmdb", "prepare pairs", "prepare sample", "profile", "list", "doctor"]
+VERBS = [
+    "",
+    "train",
+    "test",
+    "prepare",
+    "prepare lmdb",
+    "prepare pairs",
+    "prepare sample",
+    "prepare testsets",
+    "profile",
+    "list",
+    "doctor",
+]
 
 
 def snapshot():

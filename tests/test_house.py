@@ -16,7 +16,8 @@ from tests.conftest import REPOSITORY
 PACKAGE = REPOSITORY / "hranet_arch"
 WITHOUT_BASICSR = (
     "hranet", "tiling", "noise", "images", "errors", "metrics", "checkpoints", "lmdb_reader", "schema", "options",
-    "prepare", "sample", "baselines", "complexity",
+    "prepare", "sample", "baselines", "complexity", "testsets",
+    "overlaps",
 )  # fmt: skip
 README = (REPOSITORY / "README.md").read_text()
 

@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import cv2
 import pytest
 import torch
 
@@ -62,3 +63,19 @@ def test_a_network_that_returns_its_input_scores_what_the_field_says(workplace):
     assert len(record["images"]) == 68
     assert record["output"]["psnr_float"] == pytest.approx(20.194, abs=0.005)
     assert record["output"]["psnr"] == pytest.approx(20.498, abs=0.005)
+
+
+def test_test_sets_are_laid_out_and_kept_out_of_training(workplace, capsys):
+    """A crop of a picture of Set12, mirrored, among training pictures of another kind."""
+    flags = ["--from", str(DATASETS / "Set12"), "--output", "found"]
+    assert run("prepare", "testsets", *flags) == 0
+    output = capsys.readouterr().out
+    assert "Set12, exact" in output and "Urban100: not found" in output
+    assert len(list((workplace / "found/Set12").iterdir())) == 12
+    (workplace / "training").mkdir()
+    shutil.copy(DATASETS / "BSD400" / "test_001.png", "training/other.png")
+    assert run("prepare", "testsets", *flags, "--training", "training") == 0
+    picture = cv2.imread(str(DATASETS / "Set12" / "01.png"), cv2.IMREAD_GRAYSCALE)
+    cv2.imwrite("training/stolen.png", picture[40:220, 250:60:-1])
+    assert run("prepare", "testsets", *flags, "--training", "training") == 2
+    assert "stolen.png: Set12/01.png" in capsys.readouterr().err
