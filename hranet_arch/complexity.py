@@ -272,8 +272,10 @@ def measure_peak_memory(module: nn.Module, size: Size, device: str | torch.devic
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "module.pth")
         torch.save(_copy(module, "cpu"), file)
-        # A network of BasicSR can be unpickled only after hranet_arch.compat has repaired BasicSR, as here.
-        imported = [name for name in sys.modules if name.startswith("hranet_arch.") and not name.endswith("__main__")]
+        imported = []
+        if {type(part).__module__.partition(".")[0] for part in module.modules()} - {"torch", "hranet_arch"}:
+            # It may be BasicSR's, to be unpickled only after hranet_arch.compat has repaired BasicSR, as here.
+            imported = [name for name in sys.modules if name.startswith("hranet_arch.") and "__main__" not in name]
         code = "import sys; from hranet_arch import complexity; complexity._serve(*sys.argv[1:])"
         arguments = [str(file), json.dumps(size), json.dumps(imported), str(torch.get_num_threads())]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}

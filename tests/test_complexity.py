@@ -310,6 +310,7 @@ def test_memory_of_the_cpu_by_hand():
     assert json.loads(json.dumps(asdict(memory)))["device"] == "cpu"
 
 
+@pytest.mark.slow
 @on_linux
 def test_memory_of_the_cpu_grows_with_the_picture_not_with_what_is_loaded():
     network = HRANet(num_feat=8)
@@ -321,6 +322,7 @@ def test_memory_of_the_cpu_grows_with_the_picture_not_with_what_is_loaded():
     assert network.training
 
 
+@pytest.mark.slow
 @on_linux
 def test_memory_of_a_network_of_basicsr():
     """It can be unpickled in the child process only after compat has repaired BasicSR there."""
@@ -333,6 +335,7 @@ class Failing(nn.Module):
         raise ValueError("no way")
 
 
+@pytest.mark.slow
 @on_linux
 def test_a_network_that_fails_in_the_child_process_says_why():
     with pytest.raises(RuntimeError, match=r"Failing at \(1, 8, 8\): its process failed: ValueError: no way"):
