@@ -117,16 +117,16 @@ def load_network(
     texts = None if is_safetensors else {k: v for k, v in checkpoint.items() if isinstance(v, str)}
     description = Description.read(path, texts)
     params, _ = select_params({key: value for key, value in checkpoint.items() if not isinstance(value, str)})
+    network_g = network_g or description.network_g
     try:
-        module = baselines.from_state_dict(params, network_g or description.network_g)
+        module = baselines.from_state_dict(params, network_g)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     if hasattr(module, "fold_batchnorm"):
         module.fold_batchnorm()
-    arguments = baselines.recognize(module.state_dict())[1]
-    return LoadedNetwork(
-        module.requires_grad_(False), arguments["num_in_ch"], isinstance(module, baselines.FFDNet), description
-    )
+    channels = (network_g or baselines.recognize(params)[1]).get("num_in_ch", 1)
+    is_told = isinstance(module, baselines.FFDNet)
+    return LoadedNetwork(module.requires_grad_(False), channels, is_told, description)
 
 
 def _find(weights: str | Path, folder: Path) -> Path:
@@ -163,7 +163,7 @@ def _check(path: Path, name: str, value: object, is_met: bool, rule: str) -> Non
         raise InputError(f"{path}: its entry {name!r} is {value!r}; it must be {rule}.")
 
 
-# --- which of the released ---------------------------------------------------------------------------------------------
+# --- which of the released -------------------------------------------------------------------------------------------
 
 
 CLOSE = 1.25  # a network for one noise level does well up to this ratio of the levels; beyond, a blind one does better
