@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 UNKNOWN = 2 * 2**30  # bytes taken to be free on a system that says nothing
 PROBE = 64  # side in pixels of the picture that a network's bytes are counted on
-OVERHEAD = 1.5  # what kernels take beside the tensors: see docs/denoise.md for the measurement
+OVERHEAD = 1.5  # what convolutions take beside the tensors: DnCNN's most, measured with complexity.measure_peak_memory
 
 
 def is_out_of_memory(error: BaseException) -> bool:

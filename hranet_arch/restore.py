@@ -130,17 +130,21 @@ class Denoiser:
         is_by_channel = self._check_channels(x.shape[1], layout)
         _check_range(x)
         sigma = self._check_sigma(sigma, x)
-        output = torch.empty_like(torch.as_tensor(image), memory_format=torch.contiguous_format)
+        output = _make_like(image)
         y, _ = _to_planes(output)
         parts = _divide(x, y, self.network.channels, self._count_pixels(x))
         for i, (source, target) in enumerate(parts):
             self._run(source, target, sigma, lambda done, i=i: report((i + done) / len(parts)))
-        return Restoration(output.numpy() if isinstance(image, np.ndarray) else output, sigma, is_by_channel)
+        return Restoration(output, sigma, is_by_channel)
 
     def _run(self, x: Tensor, y: Tensor, sigma: float | None, report: Callable[[float], None]) -> None:
         run = partial(self.module, sigma=sigma) if self.network.takes_sigma else self.module
         dtype = torch.bfloat16 if self.precision == "bf16" else None
-        with torch.inference_mode(), torch.autocast(self.device.type, dtype, enabled=dtype is not None), full_float32():
+        with (
+            torch.inference_mode(),
+            torch.autocast(self.device.type, dtype, enabled=dtype is not None),
+            self._arithmetic(),
+        ):
             tiling.restore(
                 self.module,
                 _Scaled(x, self.device),
@@ -150,6 +154,9 @@ class Denoiser:
                 output=_Scaled(y, self.device),
                 report=report,
             )
+
+    def _arithmetic(self) -> contextlib.AbstractContextManager:
+        return full_float32() if self.device.type == "cuda" else contextlib.nullcontext()
 
     # --- how much at a time ---
 
@@ -258,6 +265,12 @@ def _to_planes(image: Image) -> tuple[Tensor, str]:
     for place, dim in enumerate(dims):
         planes = planes.unsqueeze(place) if dim is None else planes
     return planes, given
+
+
+def _make_like(image: Image) -> Image:
+    if isinstance(image, np.ndarray):
+        return np.empty(image.shape, image.dtype.newbyteorder("="))
+    return torch.empty_like(image, memory_format=torch.contiguous_format, requires_grad=False)
 
 
 def _view(image: np.ndarray, given: str) -> Tensor:
