@@ -295,6 +295,35 @@ def _add_export_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace a file that is there already")
 
 
+# --- demo -------------------------------------------------------------------------------------------------------------
+
+
+def _demo(arguments: argparse.Namespace) -> None:
+    try:
+        import starlette  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        raise InputError("The page needs Starlette and uvicorn: pip install 'hranet-arch[demo]'.") from error
+    from hranet_arch import demo_cleaner, demo_page
+
+    cleaner = demo_cleaner.Cleaner(arguments.model or [], arguments.device)
+    app = demo_page.make_app(cleaner, arguments.host)
+    with demo_page.listen(arguments.host, arguments.port) as listening:
+        if not demo_page.is_local(arguments.host):
+            print(f"WARNING: on {arguments.host} everyone on the network can use this page. It asks for no password.")
+        host = f"[{arguments.host}]" if ":" in arguments.host else arguments.host
+        print(f"http://{host}:{listening.getsockname()[1]}/  (Ctrl-C ends it)", flush=True)
+        demo_page.serve(app, listening)
+
+
+def _add_demo_arguments(parser: argparse.ArgumentParser) -> None:
+    text = "networks to choose from: released ones' names, weights, .onnx files (default: all released ones)"
+    parser.add_argument("--model", nargs="+", metavar="NAME|FILE", help=text)
+    parser.add_argument("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda, cuda:1")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1: this machine alone)")
+    parser.add_argument("--port", type=int, default=7860, metavar="N", help="0: any that is free (7860)")
+
+
 # --- the parser -------------------------------------------------------------------------------------------------------
 
 
@@ -324,6 +353,8 @@ def _build_parser() -> argparse.ArgumentParser:
     text = "write a network for other programs"
     example = "basicsr export --model net.pth --format onnx -o net.onnx"
     _add_export_arguments(_add(verbs, "export", text, _export, example))
+    text = "clean pictures on a page in the browser"
+    _add_demo_arguments(_add(verbs, "demo", text, _demo, "basicsr demo --model net.pth"))
     text = "parameters and multiply-accumulates, layer by layer"
     profile = _add(verbs, "profile", text, _profile, "basicsr profile --arch HRANet --force_yml network_g:num_feat=32")
     which = profile.add_mutually_exclusive_group(required=True)
