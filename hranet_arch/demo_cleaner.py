@@ -125,7 +125,7 @@ class Cleaner:
                 )
             return pictures.read_picture(path)
         except InputError as error:
-            raise InputError(str(error).replace(f"{path}: ", "")) from error
+            raise InputError(str(error).replace(f"{path}: ", "").replace(f" '{path}'", "")) from error
 
     def _choose(self, model: str, picture: Picture, sigma: float | None) -> Denoiser:
         if model == AUTOMATIC:

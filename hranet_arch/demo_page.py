@@ -8,6 +8,7 @@ time; others wait, a few of them.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
 import json
 import secrets
@@ -15,7 +16,6 @@ import socket
 import threading
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -63,10 +63,11 @@ class _Desk:
         def report(event: dict | list[bytes]) -> None:
             if stopped.is_set():
                 raise _Stopped
-            loop.call_soon_threadsafe(events.put_nowait, event)
+            _tell(loop, events.put_nowait, event)
 
+        if self._jobs:
+            events.put_nowait({"waiting": len(self._jobs)})
         self._jobs.append(events)
-        self._tell_places()
         future = self._executor.submit(_work, work, report)
         try:
             while True:
@@ -81,21 +82,25 @@ class _Desk:
         finally:
             stopped.set()
             future.cancel()
-            future.add_done_callback(lambda _: loop.call_soon_threadsafe(self._leave, events))
+            future.add_done_callback(lambda _: _tell(loop, self._leave, events))
 
     def _leave(self, job: asyncio.Queue) -> None:
+        place = self._jobs.index(job)
         self._jobs.remove(job)
-        self._tell_places()
+        for waiting, events in enumerate(self._jobs[place:], place):
+            if waiting:  # the first is told by `_work` itself
+                events.put_nowait({"waiting": waiting})
 
-    def _tell_places(self) -> None:
-        for place, events in enumerate(self._jobs):
-            if place or events.empty():
-                events.put_nowait({"waiting": place})
+
+def _tell(loop: asyncio.AbstractEventLoop, function: Callable[[object], None], value: object) -> None:
+    with contextlib.suppress(RuntimeError):  # the server has ended meanwhile, and its loop is closed
+        loop.call_soon_threadsafe(function, value)
 
 
 def _work(work: Callable[[Report], list[bytes]], report: Callable[[dict | list[bytes]], None]) -> None:
     """In the thread: what goes wrong is told in words."""
     try:
+        report({"waiting": 0})
         try:
             report(work(report))
         except InputError as error:
@@ -139,7 +144,9 @@ def make_app(cleaner: Cleaner, host: str = "127.0.0.1") -> Callable:
         data = await _read_body(request, limits.upload)
 
         async def stream() -> AsyncIterator[bytes]:
-            async with aclosing(desk.run(lambda report: cleaner.clean(data, int(model), sigma, report))) as lines:
+            async with contextlib.aclosing(
+                desk.run(lambda report: cleaner.clean(data, int(model), sigma, report))
+            ) as lines:
                 async for line in lines:
                     yield line
 

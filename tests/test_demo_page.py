@@ -140,7 +140,10 @@ def test_nothing_is_left_in_the_temporary_folder(client, tmp_path, monkeypatch):
 def make_bomb(width, height):
     """The start of a PNG that says it is large."""
     header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+    chunks = (header, b"IDAT" + zlib.compress(bytes(100)))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) for chunk in chunks
+    )
 
 
 @pytest.mark.parametrize(
@@ -434,7 +437,9 @@ def test_dropped_picture_and_noise_level(open_page, picture):
             page.dispatch_event("#drop", "drop", {"dataTransfer": transfer})
         assert asked.value.url.endswith("model=1&sigma=60")
         page.wait_for_selector("#result", state="visible")
-        with page.expect_request("**/clean**"):
+        assert not page.get_by_role("button", name="Clean again").is_visible()  # it would give the same
+        page.locator("#sigma").fill("30")
+        with page.expect_request("**/clean?model=1&sigma=30"):
             page.get_by_role("button", name="Clean again").click()
         page.wait_for_selector("#result", state="visible")
 

@@ -134,7 +134,7 @@ def test_global_attention_goes_whole_or_not_at_all(onnx_files, monkeypatch):
     denoiser = Denoiser(onnx_files / "global.onnx", device="cpu")
     assert (denoiser(x) - run_unfolded(onnx_files, "global", x[None])[0]).abs().max() < 1e-5
     monkeypatch.setattr("hranet_arch.memory.measure_free", lambda device: 3_000_000)
-    with pytest.raises(InputError, match="80 x 90 pixels does not fit .* --backend torch"):
+    with pytest.raises(InputError, match="80 x 90 pixels does not fit .*--backend torch"):
         denoiser(x)
     with pytest.raises(InputError, match="tile=64 is not allowed"):
         Denoiser(onnx_files / "global.onnx", tile=64)
