@@ -9,6 +9,8 @@ HERE = Path(__file__).resolve().parent
 README = HERE / "README.md"
 VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "hranet_arch" / "__init__.py").read_text("utf-8"), re.M)[1]
 
+COMPARE = ["matplotlib", "pywavelets", "spandrel"]  # what `basicsr compare` needs beside the package itself
+
 setup(
     name="hranet-arch",
     version=VERSION,
@@ -19,7 +21,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.10",
     packages=find_packages(include=["hranet_arch", "hranet_arch.*"]),
-    package_data={"hranet_arch": ["testsets.json", "weights/*"]},
+    package_data={"hranet_arch": ["testsets.json", "published.json", "report_page.html", "weights/*"]},
     # `tensorboard` is left out on purpose: BasicSR brings the same files as `tb-nightly`, and TensorBoard does not
     # start where both are installed.
     install_requires=[
@@ -39,8 +41,12 @@ setup(
         # pkg_resources, which setuptools 82 dropped.
         "setuptools>=77,<82",
     ],
-    # scikit-image is the tests' oracle too: named here in case the package itself stops needing it.
-    extras_require={"dev": ["pytest>=9", "ruff", "scikit-image"]},
+    extras_require={
+        "compare": COMPARE,
+        "bm3d": ["bm3d"],  # non-commercial licence: asked for by name alone
+        # scikit-image is the tests' oracle too: named here in case the package itself stops needing it.
+        "dev": [*COMPARE, "playwright", "pytest>=9", "ruff", "scikit-image"],
+    },
     entry_points={
         "console_scripts": [
             "basicsr = hranet_arch.cli:main",
