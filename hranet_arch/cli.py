@@ -120,7 +120,7 @@ def _compare(arguments: argparse.Namespace) -> int:
         opt = options.check_comparison(opt, registration.registries())
     except InputError as error:
         raise _name_file(error, arguments.opt) from error
-    from hranet_arch import compare, pipeline
+    from hranet_arch import compare, pipeline, tables
 
     if arguments.launcher != "none":
         pipeline.start_distributed(arguments.launcher, on_gpu=False)  # processes exchange a few words, no tensors
@@ -131,7 +131,7 @@ def _compare(arguments: argparse.Namespace) -> int:
         result = compare.run_compare(opt, folder, rank, world_size)
     if result is None:
         return 0
-    print((folder / "table.md").read_text("utf-8"))
+    print(tables.format_results(result))
     print(f"{folder / 'report.html'}: the whole comparison, with pictures; {folder / 'record.json'}: its numbers")
     for failure in result.failures:
         print(f"failed: {failure.describe()}", file=sys.stderr)

@@ -149,6 +149,8 @@ def load_examples(record: Record, folder: Path) -> list[LoadedExample]:
 def write_crops(record: Record, examples: Sequence[LoadedExample], folder: Path) -> None:
     """Writes a PNG of side-by-side crops for each example, enlarged twice without smoothing."""
     folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("*.png"):  # an earlier record's best and worst
+        old.unlink()
     for loaded in examples:
         example = loaded.example
         title = f"{name_group(record, (example.testset, example.level))}, {example.name}"

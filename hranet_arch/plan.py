@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import importlib.util
 import logging
 import math
 import os
@@ -80,11 +81,13 @@ def make_plan(opt: dict, folder: Path) -> Plan:
     """Finds the pictures; what cannot be used is in ``failures``.
 
     Raises:
-        InputError: if no level or no test set can be used, or there is no such device.
+        InputError: if no level or no test set can be used, there is no such device, or matplotlib is missing.
     """
     reserved = [name for name in opt["methods"] if name.lower() == examples.CLEAN]
     if reserved:
         raise InputError(f"methods.{reserved[0]}: this is what the clean pictures are called. Take another name.")
+    if importlib.util.find_spec("matplotlib") is None:  # not only when all has been measured
+        raise InputError("the plots need matplotlib: pip install 'hranet-arch[compare]'")
     device = _find_device(opt["device"])
     plan = Plan(opt, folder, device, complexity.describe_commit(), complexity.describe_machine(device))
     for level in opt["sigma"] if opt["task"] == "denoise" else opt["scale"]:

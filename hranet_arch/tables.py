@@ -154,6 +154,14 @@ def escape_markdown(text: str) -> str:
 
 def format_markdown(record: Record) -> str:
     """The tables, their legend and how it was measured, in GitHub's Markdown."""
+    blocks = [format_results(record).rstrip()]
+    for heading, lines in describe_record(record):
+        blocks += [f"## {heading}", "\n".join(f"- {escape_markdown(line)}" for line in lines)]
+    return "\n\n".join(blocks) + "\n"
+
+
+def format_results(record: Record) -> str:
+    """The tables and their legend alone: what a person at a terminal waits for."""
     scores, groups = score_results(record), list_groups(record)
     rows = [["PSNR, dB / SSIM", *(escape_markdown(name_group(record, group)) for group in groups)]]
     for method in record.methods:
@@ -165,8 +173,6 @@ def format_markdown(record: Record) -> str:
         rows += [[method, *(text for text, _ in cells)] for method, cells in table.rows.items()]
         blocks.append(_join_rows([[escape_markdown(text) for text in row] for row in rows]))
         blocks.append(COST_NOTE)
-    for heading, lines in describe_record(record):
-        blocks += [f"## {heading}", "\n".join(f"- {escape_markdown(line)}" for line in lines)]
     return "\n\n".join(block for block in blocks if block) + "\n"
 
 

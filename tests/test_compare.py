@@ -372,6 +372,12 @@ def test_wrong_options_are_named_before_anything_is_measured(options, capsys, me
     assert message in errors and "Traceback" not in errors
 
 
+def test_a_missing_matplotlib_is_named_before_anything_is_measured(options, capsys, monkeypatch, calls):
+    monkeypatch.setattr(plan.importlib.util, "find_spec", lambda name: None)
+    assert run(options) == 2
+    assert "pip install 'hranet-arch[compare]'" in capsys.readouterr().err and calls.done == []
+
+
 def test_two_comparisons_do_not_write_into_one_folder(options, capsys):
     from hranet_arch.pipeline import lock_folder
 
