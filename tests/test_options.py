@@ -196,7 +196,8 @@ def lmdb(tmp_path_factory):
 
 
 def build_stand_ins(options, source):
-    """A link for each path that the options name: an LMDB, a folder of pictures, a checkpoint."""
+    """A link for each path that the options name: an LMDB, a folder of pictures, a list of some, a checkpoint."""
+    Path("options").symlink_to(REPOSITORY / "options")
     for dataset in options["datasets"].values():
         for key in ("dataroot_gt", "dataroot_lq"):
             root = Path(dataset.get(key, "."))
@@ -223,7 +224,7 @@ def test_shipped_files_pass_and_build(path, lmdb):
 
 
 def test_every_shipped_file_was_found():
-    assert {path.parent.name for path in SHIPPED} >= {"options", "bsd400", "cbsd432", "paired"}
+    assert {path.parent.name for path in SHIPPED} >= {"options", "bsd400", "cbsd432", "paired", "released"}
     assert len({read_options(path)["name"] for path in SHIPPED}) == len(SHIPPED) >= 11
 
 
