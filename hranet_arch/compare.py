@@ -8,6 +8,7 @@ draws it. What the journal has already, by the hashes of everything that could c
 from __future__ import annotations
 
 import datetime
+import logging
 import math
 import os
 from collections.abc import Iterator
@@ -31,6 +32,8 @@ make_importable()
 
 from basicsr.metrics import calculate_psnr, calculate_ssim
 from basicsr.utils.color_util import rgb2ycbcr
+
+logger = logging.getLogger(__name__)
 
 METRICS = {
     "psnr": "PSNR in dB of the output clipped and rounded to 8 bits (basicsr.metrics.calculate_psnr)",
@@ -97,6 +100,8 @@ def measure(plan: Plan, journal: Journal, rank: int, world_size: int) -> dict[tu
             for (testset, at), pictures in plan.pictures.items():
                 if at != level:
                     continue
+                place = f"{testset}, {plan.name_level(level)}"
+                logger.info("%s: %d methods on %d pictures", place, len(ready), len(pictures))
                 for picture in pictures[rank::world_size]:
                     bar.set_postfix_str(f"{testset} {level:g} {picture.name}")
                     _measure_picture(plan, journal, ready, testset, level, picture)
