@@ -87,8 +87,8 @@ def _estimate_deviation(plane: np.ndarray, white: float) -> float:
     for window in _cut_windows(plane):
         values = window.astype(np.float32) * (255 / white)
         deviations.append(np.sqrt(_average_blocks(_filter_noise(values) ** 2)))
-        inner = values[1:-1, 1:-1]
-        saturated.append(_average_blocks((inner <= 0) | (inner >= 255)))
+        inner = window[1:-1, 1:-1]
+        saturated.append(_average_blocks((inner == 0) | (inner == white)))
     deviation, cut_off = np.concatenate(deviations), np.concatenate(saturated)
     is_telling = cut_off <= max(SATURATED_PART, np.quantile(cut_off, FLAT_PART))
     return float(np.quantile(deviation[is_telling], FLAT_PART)) / FLAT_DEVIATION

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -60,7 +61,9 @@ def main() -> None:
     parser.add_argument("folder", help="folder of BSD68's pictures")
     paths = list_pictures(Path(parser.parse_args().folder))
     pictures = [decode_image(path.read_bytes(), str(path), "gray") / 255 for path in paths]
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=RECORD.parent, capture_output=True, text=True, check=True)
     record = {
+        "commit": commit.stdout.strip(),
         "what": "error of estimated noise levels, in grey levels, on BSD68",
         "pictures": len(paths),
         "sha256_of_set": hash_set(paths),
