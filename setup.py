@@ -28,6 +28,8 @@ setup(
         "torchvision>=0.19",
         "numpy",
         "opencv-python",
+        "pillow",
+        "tifffile",
         "lmdb",
         "pyyaml",
         "pydantic>=2",

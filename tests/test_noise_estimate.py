@@ -1,10 +1,13 @@
 """The estimate of a picture's noise level: exact on noise alone, near on photographs, the same at every depth."""
 
+import json
+
 import numpy as np
 import pytest
 from skimage import data
 
 from hranet_arch import noise
+from tests.conftest import REPOSITORY
 
 
 @pytest.mark.parametrize("sigma", [0, 2, 10, 25, 50])
@@ -60,3 +63,14 @@ def test_large_pictures_are_sampled_evenly():
     long = noise._cut_windows(np.zeros((20, 10**6), np.uint8))
     assert len(long) == 4 and all(window.shape == (20, 512) for window in long)
     assert len(noise._cut_windows(image[:2000, :2000])) == 1
+
+
+def test_the_documented_errors_are_the_records():
+    record = json.loads((REPOSITORY / "docs/records/noise_estimate.json").read_text())
+    text = (REPOSITORY / "docs/denoise.md").read_text()
+    names = ("hranet_arch.noise.estimate_sigma", "skimage.restoration.estimate_sigma")
+    found = {(row["estimator"], row["pictures"], row["sigma"]): row for row in record["results"]}
+    for sigma in (5, 10, 15, 25, 35, 50, 75):
+        rows = [found[name, kind, sigma] for kind in ("float", "uint8") for name in names]
+        cells = [f"{row['mean_absolute_error']:.2f} ({row['mean_error']:+.2f})" for row in rows]
+        assert f"| {sigma} | {' | '.join(cells)} |" in text
