@@ -17,7 +17,8 @@ PACKAGE = REPOSITORY / "hranet_arch"
 WITHOUT_BASICSR = (
     "hranet", "tiling", "noise", "images", "errors", "metrics", "checkpoints", "lmdb_reader", "schema", "options",
     "prepare", "sample", "baselines", "complexity", "testsets",
-    "overlaps", "restore", "networks", "memory", "symmetries", "denoise", "before_after", "pictures", "png", "tiff", "exr",
+    "overlaps", "restore", "networks", "memory", "symmetries", "denoise", "before_after", "pictures", "png", "tiff",
+    "exr",
 )  # fmt: skip
 README = (REPOSITORY / "README.md").read_text()
 
