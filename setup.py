@@ -30,6 +30,8 @@ setup(
         "torchvision>=0.19",
         "numpy",
         "opencv-python",
+        "pillow",
+        "tifffile",
         "lmdb",
         "pyyaml",
         "pydantic>=2",

@@ -24,6 +24,7 @@ EXAMPLES = """examples:
   basicsr test -opt options/test_hranet.yml
   basicsr prepare lmdb --input my_pictures --output datasets/mine.lmdb
   basicsr profile --arch HRANet
+  basicsr denoise photo.png -o clean --model experiments/hranet_gray_s25/models/net_g_best.pth
   basicsr doctor
 """
 
@@ -243,6 +244,65 @@ def _doctor(arguments: argparse.Namespace) -> int:
     return doctor.examine()
 
 
+# --- denoise ----------------------------------------------------------------------------------------------------------
+
+
+def _denoise(arguments: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from hranet_arch import denoise
+
+    tasks = denoise.plan(
+        arguments.input, arguments.output, is_recursive=arguments.recursive, has_compare=arguments.compare
+    )
+    names = ("model", "sigma", "device", "precision", "tile", "ensemble")
+    settings = denoise.Settings(**{name: getattr(arguments, name) for name in names})
+    failed = []
+    for outcome in denoise.run(tasks, settings, is_overwriting=arguments.overwrite):
+        if outcome.status == "failed":
+            failed.append(outcome.text)
+        else:
+            tqdm.write(outcome.text)
+    for text in failed:
+        print(f"failed: {text}", file=sys.stderr)
+    if failed:
+        print(f"basicsr: {len(failed)} of {len(tasks)} pictures could not be cleaned.", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _sigma(text: str) -> float | str:
+    if text in ("auto", "blind"):
+        return text
+    try:
+        sigma = float(text)
+    except ValueError:
+        sigma = -1.0
+    if not 0 <= sigma <= 255:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither 'auto' nor 'blind' nor a noise level from 0 to 255")
+    return sigma
+
+
+def _add_denoise_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "input", nargs="+", metavar="INPUT", help="pictures, folders of pictures, patterns such as '*.png'"
+    )
+    parser.add_argument("-o", "--output", required=True, metavar="OUT", help="folder, or, for one picture, a file")
+    parser.add_argument("--model", metavar="NAME|FILE", help="released network, or weights (.pth, .safetensors)")
+    text = "noise level of the pictures in grey levels; 'auto' (the default) estimates each one's"
+    parser.add_argument("--sigma", type=_sigma, default="auto", metavar="N|auto|blind", help=text)
+    parser.add_argument("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda, cuda:1")
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="of the convolutions")
+    parser.add_argument("--tile", type=int, metavar="N", help="side of tiles in pixels (default: by the free memory)")
+    parser.add_argument(
+        "--ensemble", action="store_true", help="mean over eight symmetries: better, eight times the work"
+    )
+    parser.add_argument(
+        "--compare", action="store_true", help="write before and after side by side as NAME_compare.png"
+    )
+    parser.add_argument("--recursive", action="store_true", help="folders with their subfolders")
+    parser.add_argument("--overwrite", action="store_true", help="make results anew that are there already")
+
+
 # --- the parser -------------------------------------------------------------------------------------------------------
 
 
@@ -272,6 +332,8 @@ def _build_parser() -> argparse.ArgumentParser:
     listing.add_argument("kind", nargs="?", choices=kinds, help="only this kind")
     text = "what is installed, what is repaired, and whether a training step works"
     _add(verbs, "doctor", text, _doctor, "basicsr doctor")
+    text = "clean noisy pictures"
+    _add_denoise_arguments(_add(verbs, "denoise", text, _denoise, "basicsr denoise scans -o clean --model net.pth"))
     text = "parameters and multiply-accumulates, layer by layer"
     profile = _add(verbs, "profile", text, _profile, "basicsr profile --arch HRANet --force_yml network_g:num_feat=32")
     which = profile.add_mutually_exclusive_group(required=True)

@@ -7,6 +7,7 @@ is dormant since May 2024 (XPixelGroup/BasicSR issues 654, 678, 681); "upstream"
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
@@ -147,6 +148,8 @@ def save_or_raise() -> None:
                 f"{net_label}_{label} holds values that are not finite and is not saved; earlier checkpoints in "
                 f"{self.opt['path']['models']} are intact. Lower the learning rate."
             )
+        if net_label == "net_g":  # what leaves no trace in the weights' shapes, such as HRANet's attention_pool
+            content["network_g"] = json.dumps(self.opt["network_g"], default=str)
         checkpoints.save_atomically(content, Path(self.opt["path"]["models"]) / f"{net_label}_{label}.pth")
 
     def save_training_state(self, epoch: int, current_iter: int) -> None:

@@ -7,6 +7,8 @@ it and what was chosen where the source is silent. This file needs torch and not
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Literal
 
 import torch
@@ -86,6 +88,7 @@ class EnhancedChannelAttention(nn.Module):
         squeezed = num_feat // squeeze_factor
         self.attention_pool = attention_pool
         self.attention_gate = attention_gate
+        self.mean: Tensor | None = None
         self.squeeze = nn.Conv2d(num_feat, squeezed, 1)
         self.dilated = nn.Conv2d(squeezed, squeezed, 3, padding=self.dilation, dilation=self.dilation)
         self.expand = nn.Conv2d(squeezed, num_feat, 1)
@@ -98,7 +101,7 @@ class EnhancedChannelAttention(nn.Module):
 
     def pool(self, z: Tensor) -> Tensor:
         if self.attention_pool == "global":
-            return F.adaptive_avg_pool2d(z, 1)  # (n, c, 1, 1)
+            return F.adaptive_avg_pool2d(z, 1) if self.mean is None else self.mean.to(z)  # (n, c, 1, 1)
         # A cell that the border cuts is the mean of the pixels it has: any h, w >= 1 will do.
         return F.avg_pool2d(z, self.attention_pool, ceil_mode=True)  # (n, c, ceil(h / stride), ceil(w / stride))
 
@@ -108,6 +111,15 @@ class EnhancedChannelAttention(nn.Module):
         # By the exact stride, then cropped: scaling to (h, w) would move the grid with the size of the picture.
         a = F.interpolate(a, scale_factor=float(self.attention_pool), mode="bilinear", align_corners=False)
         return a[:, :, : z.shape[2], : z.shape[3]]
+
+    @contextlib.contextmanager
+    def given(self, mean: Tensor) -> Iterator[None]:
+        """Inside, global attention takes ``mean`` of ``(n, c, 1, 1)``, a whole picture's, in the place of its own."""
+        self.mean = mean
+        try:
+            yield
+        finally:
+            self.mean = None
 
 
 class HRAB(nn.Module):
@@ -268,14 +280,25 @@ class HRANet(nn.Module):
     @property
     def halo(self) -> int | None:
         """Pixels around a tile that its result depends on; None where the attention is global and all of them do."""
-        if self.attention_pool == "global":
-            return None
-        stride = self.attention_pool
+        return None if self.attention_pool == "global" else self.local_halo
+
+    @property
+    def local_halo(self) -> int:
+        """``halo`` with the averages of ``global_attentions`` given."""
+        stride = self.tile_multiple
         lightweight = 1 + 2  # depthwise 3x3, then 5x5
         # Of the cell a pixel lies in: 1 cell by the bilinear map, `dilation` by the convolution, and the cell's width.
         attention = (1 + EnhancedChannelAttention.dilation + 1) * stride - 1
+        if self.attention_pool == "global":
+            attention = 0
         reach = 1 + self.num_block * (2 * lightweight + attention) + 6  # CR, blocks, CD
         return -(-reach // stride) * stride
+
+    @property
+    def global_attentions(self) -> list[EnhancedChannelAttention]:
+        """The attentions that average over the whole picture, in the order in which they run."""
+        blocks = self.coarse_denoising.blocks if self.attention_pool == "global" else ()
+        return [block.eca for block in blocks]
 
 
 def _require(is_met: bool, name: str, value: object, rule: str) -> None:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hranet_arch import baselines, checkpoints, complexity, preflight, tiling
+from hranet_arch import baselines, complexity, networks, preflight, tiling
 from hranet_arch.compat import make_importable
 from hranet_arch.errors import InputError
 
@@ -29,7 +29,6 @@ from basicsr.utils.matlab_functions import imresize
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 INPUT_NAMES = {"denoise": "Noisy", "sr": "Bicubic"}  # what tables call the pictures that the methods are given
-DEFAULT_HALO = 32  # around the tiles of a network that does not say how far it looks
 
 
 @dataclass(frozen=True)
@@ -108,25 +107,14 @@ class Method:
     def _run_network(self, picture: np.ndarray) -> np.ndarray:
         x = torch.from_numpy(np.ascontiguousarray(picture.reshape(*picture.shape[:2], -1).transpose(2, 0, 1)))
         with torch.inference_mode():
-            output = self._run_padded(x[None].to(self.task.device))[0]
+            window = self.arguments.get("window_size", 1)  # SwinIR and its kin take whole windows only
+            output = tiling.restore(
+                self.network, x[None].to(self.task.device), tile=self.task.tile or None,
+                window=window if isinstance(window, int) else 1,
+            )[0]  # fmt: skip
         array = output.float().cpu().numpy().transpose(1, 2, 0)
         # A network for three channels may take one and give three: the probe sees it.
         return array[..., 0] if picture.ndim == 2 and array.shape[2] == 1 else array
-
-    def _run_padded(self, x: Tensor) -> Tensor:
-        height, width = x.shape[-2:]
-        network, tile = self.network, self.task.tile
-        window = self.arguments.get("window_size", 1)  # SwinIR and its kin take whole windows only
-        window = window if isinstance(window, int) else 1
-        padded = tiling.pad_to_multiple(x, window)
-        if tile and height * width > tile * tile:
-            multiple = max(getattr(network, "tile_multiple", 1), window)
-            halo = getattr(network, "halo", None) or DEFAULT_HALO
-            output = tiling.run_tiled(network, padded, tile=tile, halo=halo, multiple=multiple)
-        else:
-            output = network(padded)
-        scale = output.shape[-1] // padded.shape[-1]
-        return output[..., : height * scale, : width * scale]
 
 
 def enlarge(picture: np.ndarray, scale: int) -> np.ndarray:
@@ -172,6 +160,9 @@ def _find_weights(weights: str | None, task: Task, root: Path) -> Path | None:
     if weights is None:
         return None
     text = weights.replace("{sigma}" if task.name == "denoise" else "{scale}", f"{task.level:g}")
+    released = networks.list_released()
+    if text in released:
+        return released[text].path
     path = root / Path(text).expanduser()
     if not path.is_file():
         raise InputError(f"{path}: there are no such weights. Put them there, or set weights_root.")
@@ -181,11 +172,14 @@ def _find_weights(weights: str | None, task: Task, root: Path) -> Path | None:
 def _build_network(options: dict | None, path: Path | None) -> tuple[nn.Module, str, dict]:
     """The network, its architecture's name and its arguments: as the options say, else as the weights say."""
     if options is None:
-        params = checkpoints.select_params(checkpoints.load_checkpoint(path))[0]
+        params, description = networks.read_weights(path)
         found = baselines.recognize(params)
-        if found is None:
+        if found is None and description.network_g is None:
             return _build_with_spandrel(params, path)
-        return baselines.from_state_dict(params), found[0].__name__, dict(found[1])
+        named = dict(description.network_g or {"type": found[0].__name__, **found[1]})
+        if hasattr(baselines, named["type"]):
+            return baselines.from_state_dict(params, description.network_g), named.pop("type"), named
+        options = named  # one of BasicSR's or a plug-in's, trained here: the file says which
     network = preflight.build_network("network_g", options)
     if path is not None:
         preflight.load_strictly(network, path)
@@ -252,8 +246,9 @@ class _Autocast(nn.Module):
         super().__init__()
         self.network = network
         self.dtype = dtype
-        self.halo = getattr(network, "halo", DEFAULT_HALO)
-        self.tile_multiple = getattr(network, "tile_multiple", 1)
+        for name in ("halo", "local_halo", "tile_multiple", "global_attentions"):  # what tiles are cut by
+            if hasattr(network, name):
+                setattr(self, name, getattr(network, name))
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, self.dtype):

@@ -165,19 +165,15 @@ class RestorationModel(SRModel):
 
     def _restore(self, net: torch.nn.Module, lq: Tensor) -> Tensor:
         val_opt = self.opt.get("val") or {}
-        run = partial(self.run_network, net, part=slice(None))
-        height, width = lq.shape[-2:]
         window = self.opt["network_g"].get("window_size", 1)  # SwinIR and its kin take whole windows only
-        padded = tiling.pad_to_multiple(lq, window if isinstance(window, int) else 1)
-        tile = val_opt.get("tile", 1024)
-        if tile and padded.shape[-2] * padded.shape[-1] > tile * tile:
-            halo = getattr(net, "halo", None) or val_opt.get("halo", 32)
-            multiple = max(getattr(net, "tile_multiple", 1), window if isinstance(window, int) else 1)
-            output = tiling.run_tiled(run, padded, tile=tile, halo=halo, multiple=multiple)
-        else:
-            output = run(padded)
-        scale = output.shape[-2] // padded.shape[-2]
-        return output[..., : height * scale, : width * scale]
+        return tiling.restore(
+            net,
+            lq,
+            run=partial(self.run_network, net, part=slice(None)),
+            tile=val_opt.get("tile", 1024) or None,
+            halo=val_opt.get("halo", 32),
+            window=window if isinstance(window, int) else 1,
+        )
 
     def nondist_validation(self, dataloader, current_iter, tb_logger, save_img) -> None:
         means = validate(self, dataloader, current_iter, tb_logger, save_img)

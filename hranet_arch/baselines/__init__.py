@@ -44,25 +44,40 @@ def recognize(params: Mapping[str, Tensor]) -> tuple[type[nn.Module], Arguments]
     return None
 
 
-def from_state_dict(params: Mapping[str, Tensor]) -> nn.Module:
+def from_state_dict(params: Mapping[str, Tensor], network_g: Mapping[str, object] | None = None) -> nn.Module:
     """Builds the network that a state dict belongs to and loads it, strictly; in evaluation mode, on the CPU.
 
     Args:
         params: as for ``recognize``, which also says what cannot be inferred.
+        network_g: the network's ``type`` and arguments, as in an option file; inferred if None.
 
     Raises:
-        InputError: if it is none of the networks that ``recognize`` knows.
+        InputError: if it is none of the networks that ``recognize`` knows, or not the one that ``network_g`` says.
     """
-    found = recognize(params)
+    found = recognize(params) if network_g is None else _read_options(network_g)
     if found is None:
         some = ", ".join(f"{name} {tuple(value.shape)}" for name, value in list(params.items())[:4])
         raise InputError(
             f"These weights ({len(params)} tensors: {some or 'none'}, ...) are not those of a DnCNN, FFDNet, ADNet or "
             "HRANet. Name the architecture and its arguments."
         )
-    network = _build(*found, params)
-    network.load_state_dict(dict(params))
+    try:
+        network = _build(*found, params)
+        network.load_state_dict(dict(params))
+    except (TypeError, ValueError, RuntimeError) as error:
+        # torch's message lists every tensor that does not fit
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"These weights do not fit {dict(network_g or {})}: {reason}") from error
     return network.eval()
+
+
+def _read_options(network_g: Mapping[str, object]) -> tuple[type[nn.Module], Arguments]:
+    networks = {network.__name__: network for network in _GUESSES}
+    arguments = dict(network_g)
+    name = arguments.pop("type", None)
+    if name not in networks:
+        raise InputError(f"network_g: type={name!r} is not one of {', '.join(networks)}: only these are built here.")
+    return networks[name], arguments
 
 
 def _build(network: type[nn.Module], arguments: Arguments, params: Mapping[str, Tensor]) -> nn.Module:

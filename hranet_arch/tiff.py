@@ -1,0 +1,148 @@
+"""TIFF files at any depth: header, pixels, tags. tifffile reads and writes; OpenCV steps in for some compressions."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import cv2
+import numpy as np
+import tifffile
+
+from hranet_arch.errors import InputError
+
+ORIENTATION = 274
+DESCRIPTION, SOFTWARE, DATETIME = 270, 305, 306
+# Make, model, artist, copyright, XMP, and the tags of GeoTIFF and GDAL: written again as they were.
+KEPT = (271, 272, 315, 33432, 700, 33550, 33922, 34264, 34735, 34736, 34737, 42112, 42113)
+MINISWHITE = 0
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a TIFF file says of its picture; ``tags`` by number, those that a copy should have."""
+
+    width: int
+    height: int
+    channels: int
+    dtype: np.dtype
+    bits: int
+    is_compressed: bool
+    icc: bytes | None
+    tags: Mapping[int, object] = field(default_factory=dict)
+
+
+@contextlib.contextmanager
+def _open(path: Path) -> Iterator[tifffile.TiffPage]:
+    try:
+        with tifffile.TiffFile(path) as file:
+            pages = [page for page in file.pages if not (page.is_reduced or page.is_mask)]
+            if len(pages) > 1:
+                raise InputError(
+                    f"{path}: holds {len(pages)} pages, and a result would hold one. Split it into files of one page."
+                )
+            yield pages[0]
+    except InputError:
+        raise
+    except Exception as error:  # damaged bytes end in struct.error, KeyError, IndexError, zlib.error, ...
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{path}: not a whole TIFF: {reason}") from error
+
+
+def read_header(path: Path) -> Header:
+    """Reads everything but the pixels.
+
+    Raises:
+        InputError: if the file is damaged, or holds several pages or pixels of an unusual type.
+    """
+    with _open(path) as page:
+        bits = page.bitspersample if isinstance(page.bitspersample, int) else max(page.bitspersample)
+        if page.dtype is None:
+            raise InputError(f"{path}: {bits}-bit pixels of an unusual type; 8, 16 and 32 bits can be used.")
+        tags = {code: page.tags[code] for code in (*KEPT, DESCRIPTION, SOFTWARE, DATETIME) if code in page.tags}
+        kept = {code: (int(tag.dtype), tag.count, tag.value) for code, tag in tags.items()}
+        for code in (ORIENTATION, 282, 283, 296):
+            if code in page.tags:
+                kept[code] = page.tags[code].value
+        return Header(
+            page.imagewidth, page.imagelength, page.samplesperpixel, page.dtype, bits, page.compression != 1,
+            page.iccprofile, kept,
+        )  # fmt: skip
+
+
+def read_pixels(path: Path, header: Header) -> np.ndarray:
+    """Reads a picture of 16 bits or more, or of floats: ``(h, w)`` or ``(h, w, c)``, in RGB order.
+
+    Raises:
+        InputError: if the file is damaged, or compressed in a way that nothing here reads.
+    """
+    with _open(path) as page:
+        try:
+            pixels = np.moveaxis(page.asarray(), 0, -1) if page.axes == "SYX" else page.asarray()
+        except (KeyError, ValueError) as error:
+            if "imagecodecs" not in str(error):
+                raise
+            pixels = _read_with_opencv(path, header)
+            if pixels is None:
+                raise InputError(f"{path}: {error}; with `pip install imagecodecs` it can be read.") from error
+        if page.photometric == MINISWHITE:
+            pixels = np.iinfo(pixels.dtype).max - pixels if pixels.dtype.kind == "u" else 1 - pixels
+    return pixels.reshape(header.height, header.width, -1)[..., 0] if header.channels == 1 else pixels
+
+
+def _read_with_opencv(path: Path, header: Header) -> np.ndarray | None:
+    """OpenCV brings libtiff's compressions, but reads two or five channels as one and may change the type."""
+    if header.channels not in (1, 3, 4):
+        return None
+    pixels = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
+    if pixels is None or pixels.dtype != header.dtype:
+        return None
+    order = {1: cv2.COLOR_GRAY2RGB, 3: cv2.COLOR_BGR2RGB, 4: cv2.COLOR_BGRA2RGBA}[header.channels]
+    return pixels if header.channels == 1 else cv2.cvtColor(pixels, order)
+
+
+def write_tiff(
+    path: Path,
+    pixels: np.ndarray,
+    *,
+    has_alpha: bool,
+    icc: bytes | None = None,
+    tags: Mapping[int, object] | None = None,
+    is_compressed: bool = True,
+) -> None:
+    """Writes a picture of one page, without loss.
+
+    Args:
+        path: the file.
+        pixels: ``(h, w)`` or ``(h, w, c)`` in RGB order, alpha last; any of uint8, uint16 and the floats.
+        has_alpha: whether the last channel is alpha.
+        icc: the colour profile.
+        tags: as in ``Header``.
+        is_compressed: with Deflate; whole numbers as differences.
+    """
+    tags = dict(tags or {})
+    resolution = {"resolution": (tags.pop(282), tags.pop(283))} if {282, 283} <= tags.keys() else {}
+    texts = {DESCRIPTION: "description", SOFTWARE: "software", DATETIME: "datetime"}
+    named = {name: tags.pop(code)[2] for code, name in texts.items() if code in tags}
+    if (unit := tags.pop(296, None)) and resolution:
+        resolution["resolutionunit"] = unit
+    extra = [(code, *tags[code]) for code in KEPT if code in tags]
+    if ORIENTATION in tags:
+        extra.append((ORIENTATION, 3, 1, int(tags[ORIENTATION])))
+    channels = 1 if pixels.ndim == 2 else pixels.shape[2]
+    tifffile.imwrite(
+        path,
+        pixels,
+        photometric="rgb" if channels >= 3 else "minisblack",
+        planarconfig="contig" if channels > 1 else None,
+        extrasamples=["unassalpha"] if has_alpha else None,
+        compression="zlib" if is_compressed else None,
+        predictor=is_compressed and pixels.dtype.kind == "u",
+        metadata=None,
+        iccprofile=icc,
+        extratags=extra,
+        **{"software": False, **named},
+        **resolution,
+    )
