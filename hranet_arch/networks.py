@@ -90,15 +90,13 @@ class LoadedNetwork:
         return self.description.name
 
 
-def list_released(folder: str | Path = WEIGHTS) -> dict[str, Description]:
+def list_released() -> dict[str, Description]:
     """The released networks for denoising by name, from the headers of the package's weight files."""
-    found = [Description.read(path) for path in sorted(Path(folder).glob("*.safetensors"))]
+    found = [Description.read(path) for path in sorted(WEIGHTS.glob("*.safetensors"))]
     return {one.name: one for one in found if one.task == "denoise"}
 
 
-def load_network(
-    weights: str | Path, network_g: Mapping[str, object] | None = None, folder: str | Path = WEIGHTS
-) -> LoadedNetwork:
+def load_network(weights: str | Path, network_g: Mapping[str, object] | None = None) -> LoadedNetwork:
     """Loads a released network by name, or any ``.pth`` or ``.safetensors`` file of HRANet, DnCNN, FFDNet or ADNet.
 
     Args:
@@ -106,12 +104,11 @@ def load_network(
             a leading ``module.`` is removed. Nothing in the file is executed.
         network_g: ``type`` and arguments, for a file that does not say them and whose weights' shapes do not either
             (HRANet's ``attention_pool`` and ``attention_gate`` where they are not the defaults).
-        folder: of the released networks.
 
     Raises:
         InputError: if there is no such name or file, or the file holds another network.
     """
-    path = _find(weights, Path(folder))
+    path = _find(weights)
     params, description = read_weights(path)
     network_g = network_g or description.network_g
     try:
@@ -135,16 +132,15 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], Description]:
     is_safetensors = path.suffix == ".safetensors"
     texts = None if is_safetensors else {k: v for k, v in checkpoint.items() if isinstance(v, str)}
     description = Description.read(path, texts)
-    return select_params({key: value for key, value in checkpoint.items() if not isinstance(value, str)})[
-        0
-    ], description
+    params, _ = select_params({key: value for key, value in checkpoint.items() if not isinstance(value, str)})
+    return params, description
 
 
-def _find(weights: str | Path, folder: Path) -> Path:
+def _find(weights: str | Path) -> Path:
     path = Path(weights)
     if path.suffix in (".pth", ".pt", ".safetensors") or path.is_file():
         return path
-    released = list_released(folder)
+    released = list_released()
     if str(weights) in released:
         return released[str(weights)].path
     close = difflib.get_close_matches(str(weights), released, n=1)

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from hranet_arch import HRANet, before_after, cli, denoise, networks, pictures, png
+from hranet_arch import HRANet, before_after, cli, networks, pictures, png
 from hranet_arch.baselines import FFDNet
 from hranet_arch.restore import Denoiser
 from tests.conftest import REPOSITORY
@@ -245,13 +245,12 @@ def release(name, net, **texts):
     save_file(net.state_dict(), f"released/{name}.safetensors", texts)
 
 
-def test_the_released_network_that_fits_is_taken(monkeypatch, capsys):
+def test_the_released_network_that_fits_is_taken(capsys):
     for color, channels in (("gray", 1), ("rgb", 3)):
         for sigma in (15, 50):
             net = HRANet(num_feat=4, num_in_ch=channels, num_out_ch=channels)
             release(f"{color}_{sigma}", net, color=color, sigma=str(sigma))
         release(f"{color}_blind", net, color=color, sigma="[0, 55]")
-    monkeypatch.setattr(denoise.Settings, "__init__", with_released(denoise.Settings.__init__))
     rng = np.random.default_rng(0)
     for name, sigma, shape in (("a", 15, (90, 90)), ("b", 50, (90, 90, 3)), ("c", 30, (90, 90)), ("d", 0, (3, 3))):
         noisy = (128 + sigma * rng.normal(size=shape)).clip(0, 255).astype(np.uint8)
@@ -264,15 +263,6 @@ def test_the_released_network_that_fits_is_taken(monkeypatch, capsys):
     assert [f"{color}_15" in line for color, line in zip(("gray", "rgb", "gray", "gray"), lines)] == [True] * 4
     assert run("in/a.png", "-o", "out3", "--sigma", "blind", model=None) == 0
     assert "gray_blind" in capsys.readouterr().out
-
-
-def with_released(init):
-    """Settings read the catalogue of the package's folder; here that of the test's."""
-
-    def patched(self, *arguments, **settings):
-        init(self, *arguments, **settings, released=networks.list_released(Path("released")))
-
-    return patched
 
 
 def test_a_network_that_is_told_the_noise_level_is(capsys):
