@@ -88,7 +88,7 @@ def _run_options(arguments: argparse.Namespace) -> None:
         )
         preflight.check_run(opt)
     except InputError as error:
-        raise InputError("\n".join(f"{arguments.opt}: {line}" for line in str(error).splitlines())) from error
+        raise _name_file(error, arguments.opt) from error
     _start(opt, arguments.launcher)
     run = pipeline.run_train if is_train else pipeline.run_test
     run(opt, arguments.opt)
@@ -107,6 +107,40 @@ def _start(opt: dict, launcher: str) -> None:
     opt["rank"], opt["world_size"] = get_dist_info()
     opt.setdefault("manual_seed", random.randint(1, 10000))
     set_random_seed(opt["manual_seed"] + opt["rank"])
+
+
+# --- compare ----------------------------------------------------------------------------------------------------------
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    from hranet_arch import options, registration
+
+    opt = options.read_options(arguments.opt)
+    options.override(opt, arguments.force_yml or [])
+    try:
+        opt = options.check_comparison(opt, registration.registries())
+    except InputError as error:
+        raise _name_file(error, arguments.opt) from error
+    from hranet_arch import compare, pipeline, tables
+
+    if arguments.launcher != "none":
+        pipeline.start_distributed(arguments.launcher, on_gpu=False)  # processes exchange a few words, no tensors
+    is_alone = arguments.launcher == "none"
+    rank, world_size = (0, 1) if is_alone else (int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
+    folder = Path("results", opt["name"])
+    with pipeline.lock_folder(folder, rank):
+        result = compare.run_compare(opt, folder, rank, world_size)
+    if result is None:
+        return 0
+    print(tables.format_results(result))
+    print(f"{folder / 'report.html'}: the whole comparison, with pictures; {folder / 'record.json'}: its numbers")
+    for failure in result.failures:
+        print(f"failed: {failure.describe()}", file=sys.stderr)
+    return 1 if result.failures else 0
+
+
+def _name_file(error: InputError, file: str) -> InputError:
+    return InputError("\n".join(f"{file}: {line}" for line in str(error).splitlines()))
 
 
 # --- prepare ----------------------------------------------------------------------------------------------------------
@@ -340,6 +374,11 @@ def _build_parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for verb, text in (("train", "train a network as an option file says"), ("test", "test a trained network")):
         _add_run_arguments(_add(verbs, verb, text, _run_options, f"basicsr {verb} -opt options/{verb}_hranet.yml"))
+    text = "networks and classical methods beside each other, on the same pictures, noise and machine"
+    compare = _add(verbs, "compare", text, _compare, "basicsr compare -opt options/compare_gray.yml")
+    compare.add_argument("-opt", required=True, metavar="FILE", help="option file (YAML)")
+    compare.add_argument("--launcher", choices=["none", "pytorch", "slurm"], default="none", help="how processes start")
+    _add_force_yml(compare)
     example = "basicsr prepare lmdb --input pictures --output datasets/mine.lmdb"
     prepare = _add(verbs, "prepare", "pictures to LMDBs that BasicSR reads", None, example)
     _add_prepare_verbs(prepare.add_subparsers(dest="what", required=True, metavar="WHAT"))

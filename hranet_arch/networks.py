@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from hranet_arch import baselines
 from hranet_arch.checkpoints import load_checkpoint, select_params
@@ -96,18 +96,14 @@ class LoadedNetwork:
         return self.description.name
 
 
-def list_released(folder: str | Path = WEIGHTS) -> dict[str, Description]:
+def list_released() -> dict[str, Description]:
     """The released networks for denoising by name, from the headers of the package's weight files."""
-    found = [Description.read(path) for path in sorted(Path(folder).glob("*.safetensors"))]
+    found = [Description.read(path) for path in sorted(WEIGHTS.glob("*.safetensors"))]
     return {one.name: one for one in found if one.task == "denoise"}
 
 
 def load_network(
-    weights: str | Path,
-    network_g: Mapping[str, object] | None = None,
-    folder: str | Path = WEIGHTS,
-    *,
-    backend: Backend | None = None,
+    weights: str | Path, network_g: Mapping[str, object] | None = None, *, backend: Backend | None = None
 ) -> LoadedNetwork:
     """Loads a released network by name, or any ``.pth`` or ``.safetensors`` file of HRANet, DnCNN, FFDNet or ADNet.
 
@@ -118,21 +114,16 @@ def load_network(
             a leading ``module.`` is removed. Nothing in the file is executed.
         network_g: ``type`` and arguments, for a file that does not say them and whose weights' shapes do not either
             (HRANet's ``attention_pool`` and ``attention_gate`` where they are not the defaults).
-        folder: of the released networks.
         backend: what shall run it; None: ONNX Runtime for an ``.onnx`` file, else torch. For ``'onnxruntime'`` other
             files are converted first, which takes about ten seconds.
 
     Raises:
         InputError: if there is no such name or file, or the file holds another network.
     """
-    path = _find(weights, Path(folder))
+    path = _find(weights)
     if path.suffix == ".onnx":
         return _load_onnx(path, backend)
-    checkpoint = load_checkpoint(path)
-    is_safetensors = path.suffix == ".safetensors"
-    texts = None if is_safetensors else {k: v for k, v in checkpoint.items() if isinstance(v, str)}
-    description = Description.read(path, texts)
-    params, _ = select_params({key: value for key, value in checkpoint.items() if not isinstance(value, str)})
+    params, description = read_weights(path)
     network_g = network_g or description.network_g
     try:
         module = baselines.from_state_dict(params, network_g)
@@ -159,11 +150,25 @@ def _load_onnx(path: Path, backend: Backend | None) -> LoadedNetwork:
     return onnx_network.load_onnx(path)
 
 
-def _find(weights: str | Path, folder: Path) -> Path:
+def read_weights(path: Path) -> tuple[dict[str, Tensor], Description]:
+    """The tensors of a weight file by name, and what the file says of itself.
+
+    Raises:
+        InputError: if it is no whole weight file.
+    """
+    checkpoint = load_checkpoint(path)
+    is_safetensors = path.suffix == ".safetensors"
+    texts = None if is_safetensors else {k: v for k, v in checkpoint.items() if isinstance(v, str)}
+    description = Description.read(path, texts)
+    params, _ = select_params({key: value for key, value in checkpoint.items() if not isinstance(value, str)})
+    return params, description
+
+
+def _find(weights: str | Path) -> Path:
     path = Path(weights)
     if path.suffix in (".pth", ".pt", ".safetensors", ".onnx") or path.is_file():
         return path
-    released = list_released(folder)
+    released = list_released()
     if str(weights) in released:
         return released[str(weights)].path
     close = difflib.get_close_matches(str(weights), released, n=1)

@@ -27,6 +27,7 @@ Registries = Mapping[str, Mapping[str, Any]]  # 'arch', 'dataset', 'loss', 'metr
 
 # What a run adds to its options. The copy kept in the run's folder has them, and is itself an option file.
 RUN_KEYS = ("is_train", "auto_resume", "dist", "rank", "world_size", "root_path", "iters_per_epoch")
+LEVELS = {"sigma": "15, 25, 50", "scale": "2, 3, 4"}  # of comparisons, as the field has them
 RUN_PATHS = ("experiments_root", "results_root", "models", "training_states", "log", "visualization")
 
 
@@ -260,6 +261,48 @@ def _check_names(options: dict, registries: Registries) -> list[str]:
             errors.append(f"{label}: there is no {kind} '{name}'.{suggest(name, known)}")
         elif given is not None:
             errors += _check_arguments(entry, where, value, given)
+    return errors
+
+
+def check_comparison(options: dict, registries: Registries) -> dict:
+    """Checks the options of a comparison and fills in the defaults; as ``check_options`` does for a run.
+
+    Sets, weights and levels that cannot be used are no mistakes here: ``compare`` names them and measures the rest.
+    """
+    errors: list[str] = []
+    options = {key: value for key, value in options.items() if value is not None}
+    for key in ("methods", "testsets"):  # null takes out one of the base's
+        if _items(options, key):
+            options[key] = {name: entry for name, entry in options[key].items() if entry is not None}
+    checked = schema.validate(schema.Comparison, options, "", errors)
+    methods = _items(options, "methods")
+    for name, entry in methods.items():
+        if not isinstance(entry, dict):
+            continue  # the schema has said so
+        if entry.get("method") is None and entry.get("weights") is None and entry.get("network_g") is None:
+            errors.append(f"methods.{name}: names neither weights, nor network_g, nor method.")
+        elif entry.get("method") is not None and (entry.get("weights") or entry.get("network_g")):
+            errors.append(f"methods.{name}: has a method and a network; keep one of them.")
+        faults = _check_names({"network_g": entry.get("network_g")}, registries)
+        errors += [f"methods.{name}.{fault}" for fault in faults]
+    if checked:
+        errors += _check_levels(checked)
+    if errors:
+        raise InputError("\n".join(dict.fromkeys(errors)))
+    return checked
+
+
+def _check_levels(comparison: dict) -> list[str]:
+    wanted, other = ("sigma", "scale") if comparison["task"] == "denoise" else ("scale", "sigma")
+    errors = []
+    if not comparison.get(wanted):
+        errors.append(f"{wanted}: is missing; task {comparison['task']} needs a list, such as [{LEVELS[wanted]}].")
+    if comparison.get(other):
+        errors.append(f"{other}: does not go with task {comparison['task']}; it has {wanted}.")
+    for name, folder in comparison["testsets"].items():
+        if isinstance(folder, dict) != (comparison["task"] == "sr"):
+            layout = "a folder" if wanted == "sigma" else "two folders, {gt: ..., lq: ...}"
+            errors.append(f"testsets.{name}: task {comparison['task']} takes {layout}.")
     return errors
 
 

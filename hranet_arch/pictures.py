@@ -192,7 +192,8 @@ def _open(path: Path) -> Iterator[ImageFile.ImageFile]:
         warnings.simplefilter("ignore")  # of damaged EXIF, which is carried over as it is
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
-            with Image.open(path) as image:
+            # Given a path, Pillow maps some TIFFs into memory, and forgets to turn those as it turns the others.
+            with open(path, "rb") as file, Image.open(file) as image:
                 yield image
         except InputError:
             raise

@@ -63,7 +63,7 @@ def _guarded_run(opt: dict, opt_path: str, pipeline, folder: Path) -> Iterator[N
     _close_loggers()
     pipeline.parse_options = lambda root_path, is_train=True: (opt, argparse.Namespace(opt=opt_path))
     basicsr.train.copy_opt_file = lambda opt_file, root: write_options(opt, Path(root) / Path(opt_file).name)
-    with _lock(folder, opt["rank"]), _stop_on_signals(opt["dist"]):
+    with lock_folder(folder, opt["rank"]), _stop_on_signals(opt["dist"]):
         try:
             yield
         except BaseException:
@@ -86,8 +86,8 @@ def _close_loggers() -> None:
 
 
 @contextlib.contextmanager
-def _lock(folder: Path, rank: int) -> Iterator[None]:
-    """Upstream has no lock: a second launch moves the first's folder away and both save into one."""
+def lock_folder(folder: Path, rank: int) -> Iterator[None]:
+    """Keeps a second run out of a run's folder (upstream: it moves the first's away, and both save into one)."""
     if rank != 0:
         yield
         return
@@ -164,7 +164,7 @@ def start_distributed(launcher: str, on_gpu: bool, port: int | None = None) -> N
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         raise InputError(
             f"--launcher {launcher}: RANK and WORLD_SIZE are not set. Start it with: "
-            "torchrun --nproc_per_node=N $(which basicsr) train -opt FILE --launcher pytorch"
+            "torchrun --nproc_per_node=N $(which basicsr) VERB -opt FILE --launcher pytorch"
         )
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     if on_gpu:

@@ -124,15 +124,34 @@ def _check_checkpoint(opt: dict, network: torch.nn.Module) -> None:
     params = _load(path, opt["path"].get("param_key_g"))
     if not opt["path"].get("strict_load_g", True):
         return
+    misfit = _describe_misfit(network, params)
+    if misfit:
+        raise InputError(
+            f"path.pretrain_network_g: {path} does not fit network_g ({opt['network_g']['type']}), {misfit}. "
+            "Give network_g the arguments the checkpoint was trained with."
+        )
+
+
+def load_strictly(network: torch.nn.Module, path: str | Path) -> None:
+    """Loads a checkpoint's network, which must have the network's tensors, no more and no fewer.
+
+    Raises:
+        InputError: if it is no whole checkpoint, or another network's.
+    """
+    params = checkpoints.select_params(checkpoints.load_checkpoint(path))[0]
+    misfit = _describe_misfit(network, params)
+    if misfit:
+        raise InputError(f"{path} does not fit {type(network).__name__}, {misfit}. Give it other arguments.")
+    network.load_state_dict(params)
+
+
+def _describe_misfit(network: torch.nn.Module, params: dict[str, Tensor]) -> str | None:
+    own = network.state_dict()
     problems = [f"{name} is missing" for name in own if name not in params]
     problems += [f"{name} is not the network's" for name in params if name not in own]
     problems += [_compare(name, params[name], own[name]) for name in own if name in params]
     problems = [problem for problem in problems if problem]
-    if problems:
-        raise InputError(
-            f"path.pretrain_network_g: {path} does not fit network_g ({opt['network_g']['type']}), in {len(problems)} "
-            f"tensors; the first: {problems[0]}. Give network_g the arguments the checkpoint was trained with."
-        )
+    return f"in {len(problems)} tensors; the first: {problems[0]}" if problems else None
 
 
 def _load(path: str, key: str | None) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ import difflib
 import inspect
 import reprlib
 from collections.abc import Iterable
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -213,6 +213,56 @@ class RestorationOptions(Options):
     train: RestorationTrain | None = None
 
 
+# --- comparisons ------------------------------------------------------------------------------------------------------
+
+
+class ComparedMethod(Section):
+    """A network by its weights, or a method without weights by its name."""
+
+    weights: str | None = None  # {sigma} or {scale} in it stands for the level
+    network_g: Typed | None = None  # None: recognised from the weights
+    method: str | None = None  # input, bm3d, non_local_means, wavelet
+    levels: list[Any] | None = None  # measured at these alone; None: at all of the file
+    training: str | None = None  # the training set, for the tables
+    published: str | None = None  # its name in published.json; None: its own
+    enlarge_first: bool = False  # super-resolution: the network takes the bicubically enlarged picture
+    channel: Literal["all", "y"] = "all"  # y: the network takes the luma alone
+
+
+class PairedFolders(Section):
+    model_config = ConfigDict(extra="forbid")
+    gt: str
+    lq: str
+
+
+class Costs(Section):
+    """Sides are of the restored picture, ``[height, width]``."""
+
+    macs_size: Annotated[list[Positive], Field(min_length=2, max_length=2)] = [256, 256]
+    sizes: list[Annotated[list[Positive], Field(min_length=2, max_length=2)]] = [[128, 128], [256, 256]]
+    rounds: Positive = 6
+
+
+class Comparison(Section):
+    """The whole of an option file for ``basicsr compare``."""
+
+    name: Name
+    task: Literal["denoise", "sr"] = "denoise"
+    color: Literal["gray", "rgb"]
+    sigma: list[Any] | None = None  # looked at one by one: a wrong one does not stop the others
+    scale: list[Any] | None = None
+    noise: Literal["gaussian", "gaussian_clipped_8bit"] = "gaussian"
+    noise_seed: Literal["zero", "number"] = "zero"
+    datasets_root: str = "datasets"
+    weights_root: str = "weights"
+    testsets: Annotated[dict[Name, str | PairedFolders], Field(min_length=1)]
+    methods: Annotated[dict[Name, ComparedMethod], Field(min_length=1)]
+    costs: Costs = Costs()
+    device: str = "auto"
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    tile: Count = 1024
+
+
 # The models all of whose options are here. Others (BasicSR's GANs, plug-ins) may read more of them.
 MODELS: dict[str, type[Options]] = {
     "DenoisingModel": RestorationOptions,
@@ -256,9 +306,12 @@ def _find_unknown(section: type[Section], value: dict, where: str) -> list[str]:
             errors.append(f"{where}{key}: unknown key.{hint or suggest(str(key), section.model_fields)}")
             continue
         annotation = section.model_fields[key].annotation
+        items = item if get_origin(annotation) is dict and isinstance(item, dict) else {"": item}
         for inner in (annotation, *get_args(annotation)):
-            if inspect.isclass(inner) and issubclass(inner, Section) and isinstance(item, dict):
-                errors += _find_unknown(inner, item, f"{where}{key}.")
+            if inspect.isclass(inner) and issubclass(inner, Section):
+                for name, one in items.items():
+                    place = f"{where}{key}.{name}." if name else f"{where}{key}."
+                    errors += _find_unknown(inner, one, place) if isinstance(one, dict) else []
     return errors
 
 

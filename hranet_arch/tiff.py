@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,9 @@ import numpy as np
 import tifffile
 
 from hranet_arch.errors import InputError
+
+# What tifffile says of a damaged file is for programs that ask for it; the error here says it in one line.
+logging.getLogger("tifffile").addHandler(logging.NullHandler())
 
 ORIENTATION = 274
 DESCRIPTION, SOFTWARE, DATETIME = 270, 305, 306

@@ -234,7 +234,7 @@ def _report_pass(report: Report, begun: int, passes: int, done: float) -> None:
 
 
 def _gather_mean(job: _Job, attention: nn.Module, run: Run, symmetry: Symmetry) -> Tensor:
-    """The mean over the whole picture of what comes into an attention: ``(n, c, 1, 1)``."""
+    """The mean over the whole picture of what comes into an attention: float64 ``(n, c, 1, 1)``."""
     total: Tensor | float = 0.0
 
     def add(box: Box) -> None:
@@ -244,7 +244,7 @@ def _gather_mean(job: _Job, attention: nn.Module, run: Run, symmetry: Symmetry) 
 
     job.for_each_box(add)
     height, width = job.x.shape[-2:]
-    return (total / (height * width)).to(torch.float32)
+    return total / (height * width)
 
 
 class _Reached(Exception):

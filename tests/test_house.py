@@ -17,8 +17,9 @@ PACKAGE = REPOSITORY / "hranet_arch"
 WITHOUT_BASICSR = (
     "hranet", "tiling", "noise", "images", "errors", "metrics", "checkpoints", "lmdb_reader", "schema", "options",
     "prepare", "sample", "baselines", "complexity", "testsets",
-    "overlaps",
-    "networks", "onnx_network", "export", "demo_cleaner",
+    "overlaps", "record", "scores", "tables", "plots", "examples", "report", "journal",
+    "restore", "networks", "memory", "symmetries", "denoise", "before_after", "pictures", "png", "tiff",
+    "exr", "onnx_network", "export", "demo_cleaner",
 )  # fmt: skip
 README = (REPOSITORY / "README.md").read_text()
 
@@ -70,6 +71,8 @@ def test_nothing_is_evaluated_and_only_the_command_prints():
         "docs/method.md",
         "docs/distributed.md",
         "docs/install.md",
+        "docs/compare.md",
+        "docs/denoise.md",
         "docs/onnx.md",
         "docs/spandrel.md",
         "CHANGELOG.md",

@@ -207,6 +207,17 @@ def test_pictures_are_turned_as_pillow_turns_them(tmp_path, orientation):
         assert np.array_equal(file.asarray(), pixels) and file.pages[0].tags[274].value == orientation
 
 
+@pytest.mark.parametrize("compression", ["raw", "tiff_deflate"])
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK"])
+def test_turned_tiffs_stay_as_stored(tmp_path, mode, compression):
+    image = Image.fromarray(values("uint8", 8, 20, 4)).convert(mode)
+    image.save(tmp_path / "a.tif", exif=exif_of(6), compression=compression)
+    shown = np.asarray(image.convert({"1": "L", "P": "RGB", "CMYK": "RGB"}.get(mode, mode)))
+    first, second = round_trip(tmp_path / "a.tif")
+    assert first.orientation == second.orientation == 6
+    assert np.array_equal(first.stack(), shown) and np.array_equal(second.stack(), shown)
+
+
 @pytest.mark.parametrize("source", ["a.png", "a.jpg", "a.webp", "a.tif"])
 @pytest.mark.parametrize("target", ["b.png", "b.jpg", "b.webp", "b.tif"])
 def test_metadata_goes_along_into_other_formats(tmp_path, source, target):

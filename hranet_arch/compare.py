@@ -1,0 +1,376 @@
+"""``basicsr compare``: methods x test sets x levels, each picture scored once, written down as it is measured.
+
+The way of the data: ``plan`` finds the pictures and says what cannot be used; ``measure`` runs each of the ``methods``
+on each picture and appends its scores to the ``journal``; ``collect`` makes the ``record`` of the journal; ``report``
+draws it. What the journal has already, by the hashes of everything that could change it, is not measured again.
+"""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from hranet_arch import complexity, examples, methods, noise, record, report
+from hranet_arch.compat import make_importable
+from hranet_arch.errors import InputError
+from hranet_arch.images import decode_image
+from hranet_arch.journal import Journal, make_key
+from hranet_arch.metrics import calculate_psnr_float
+from hranet_arch.plan import Picture, Plan, make_plan
+
+make_importable()
+
+from basicsr.metrics import calculate_psnr, calculate_ssim
+from basicsr.utils.color_util import rgb2ycbcr
+
+logger = logging.getLogger(__name__)
+
+METRICS = {
+    "psnr": "PSNR in dB of the output clipped and rounded to 8 bits (basicsr.metrics.calculate_psnr)",
+    "psnr_float": "PSNR in dB of the output itself (hranet_arch.metrics.calculate_psnr_float)",
+    "ssim": "SSIM of the 8-bit output, MATLAB's form: Gaussian window 11x11 of 1.5, borders left out, mean over "
+    "channels (basicsr.metrics.calculate_ssim)",
+}
+SSIM_WINDOW = 11
+
+
+def run_compare(opt: dict, folder: Path, rank: int = 0, world_size: int = 1) -> record.Record | None:
+    """Measures what is not measured yet and writes record, tables, plots, crops and page.
+
+    Args:
+        opt: checked options (``options.check_comparison``).
+        folder: where the results go, and those of an earlier, stopped run are.
+        rank: this process's number; process 0 measures costs and writes the results.
+        world_size: number of processes; the pictures are shared out among them.
+
+    Returns:
+        The record, whose ``failures`` name what could not be measured; None in processes other than 0.
+
+    Raises:
+        InputError: if nothing at all can be measured.
+    """
+    plan = make_plan(opt, folder)
+    journal = Journal(folder / "journal", rank)
+    _share(plan)  # nobody writes before all have read
+    made = measure(plan, journal, rank, world_size)
+    _share(plan)
+    if rank == 0:
+        journal = Journal(folder / "journal", rank)
+        costs = measure_costs(plan, journal)
+        result = collect(plan, journal, made, costs)
+        record.write_record(result, folder / "record.json")
+        report.write_report(result, folder)
+    _share(plan)  # the others leave when all is done
+    return None if rank else result
+
+
+def _share(plan: Plan) -> None:
+    """Waits for all processes; each then knows what failed in the others."""
+    if torch.distributed.is_initialized():
+        everyone: list = [None] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(everyone, plan.failures)
+        plan.failures += [one for failures in everyone for one in failures if one not in plan.failures]
+
+
+# --- scores -----------------------------------------------------------------------------------------------------------
+
+
+def measure(plan: Plan, journal: Journal, rank: int, world_size: int) -> dict[tuple[str, float], methods.Method]:
+    """Runs every method on this process's share of the pictures; returns the methods that could be made, by level.
+
+    Picture by picture and not method by method: each picture is read and made noisy once, and the time left that the
+    bar shows holds from the beginning.
+    """
+    made: dict[tuple[str, float], methods.Method] = {}
+    total = sum(len(pictures[rank::world_size]) for pictures in plan.pictures.values()) * len(plan.methods)
+    with tqdm(total=total, desc="Compare", unit="picture", disable=True if rank else None) as bar:
+        for level in plan.levels:
+            ready = _make_methods(plan, level)
+            made |= {(name, level): _without_network(method) for name, method in ready.items()}
+            for (testset, at), pictures in plan.pictures.items():
+                if at != level:
+                    continue
+                place = f"{testset}, {plan.name_level(level)}"
+                logger.info("%s: %d methods on %d pictures", place, len(ready), len(pictures))
+                for picture in pictures[rank::world_size]:
+                    bar.set_postfix_str(f"{testset} {level:g} {picture.name}")
+                    _measure_picture(plan, journal, ready, testset, level, picture)
+                    bar.update(len(plan.methods))
+    return made
+
+
+def _make_methods(plan: Plan, level: float) -> dict[str, methods.Method]:
+    ready = {}
+    for name, entry in plan.methods.items():
+        if level not in (entry.get("levels") or [level]):
+            continue
+        try:
+            ready[name] = methods.make_method(entry, plan.task(level), Path(plan.opt["weights_root"]))
+        except InputError as error:
+            plan.fail(str(error), method=name, level=plan.name_level(level))
+    return ready
+
+
+def _measure_picture(
+    plan: Plan, journal: Journal, ready: dict[str, methods.Method], testset: str, level: float, picture: Picture
+) -> None:
+    files = {name: examples.picture_path(plan.folder, testset, level, name, picture.name) for name in ready}
+    keys = {name: _score_key(plan, method, picture) for name, method in ready.items()}
+    missing = [name for name in ready if keys[name] not in journal.values or not files[name].is_file()]
+    if not missing:
+        return
+    clean = _read(picture.gt, plan.opt["color"])
+    given = _read(picture.lq, "rgb") / np.float32(255) if picture.lq else _add_noise(plan, clean, level, picture)
+    _write_picture(examples.picture_path(plan.folder, testset, level, examples.CLEAN, picture.name), clean)
+    for name in missing:
+        try:
+            output = ready[name](given)
+            scores = _score(plan, output, clean, level)
+        except Exception as error:  # out of memory, among others: the other methods go on
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            plan.fail(reason, method=name, testset=testset, level=plan.name_level(level), picture=picture.name)
+            continue
+        _write_picture(files[name], _to_uint8(output))
+        journal.write(keys[name], scores)
+
+
+def _score_key(plan: Plan, method: methods.Method, picture: Picture) -> str:
+    protocol = [plan.opt["noise"], _find_seed(plan, picture), noise.TEST_GENERATOR, METRICS]
+    return make_key("score", plan.context, method.fingerprint, picture.sha256, protocol)
+
+
+def _read(path: Path, color: str) -> np.ndarray:
+    pixels = decode_image(path.read_bytes(), str(path), color)
+    return np.ascontiguousarray(pixels[..., ::-1]) if pixels.ndim == 3 else pixels
+
+
+def _add_noise(plan: Plan, clean: np.ndarray, level: float, picture: Picture) -> np.ndarray:
+    return noise.TEST_NOISES[plan.opt["noise"]](clean.astype(np.float32) / 255, level, _find_seed(plan, picture))
+
+
+def _find_seed(plan: Plan, picture: Picture) -> int:
+    return picture.number if plan.opt["noise_seed"] == "number" else 0
+
+
+def _to_uint8(output: np.ndarray) -> np.ndarray:
+    return (output.clip(0, 1) * 255).round().astype(np.uint8)
+
+
+def _score(plan: Plan, output: np.ndarray, clean: np.ndarray, level: float) -> dict[str, float | None]:
+    """Scores of an output (float, RGB or grey) against a clean picture (uint8)."""
+    if output.shape != clean.shape:
+        raise ValueError(f"made {output.shape} of it; {clean.shape} is due")
+    if not np.isfinite(output).all():
+        raise ValueError("its output is not finite")
+    is_sr = plan.opt["task"] == "sr"
+    border = int(level) if is_sr else 0
+    pair = [np.ascontiguousarray(p[..., ::-1]) if p.ndim == 3 else p for p in (_to_uint8(output), clean)]
+    exact = [output.astype(np.float32), clean.astype(np.float32) / 255]
+    if is_sr:
+        exact = [rgb2ycbcr(one, y_only=True) for one in exact]
+    with np.errstate(divide="ignore"):
+        scores = {
+            "psnr": calculate_psnr(*pair, crop_border=border, test_y_channel=is_sr),
+            "psnr_float": calculate_psnr_float(*exact, crop_border=border),
+        }
+    is_large = min(clean.shape[:2]) - 2 * border >= SSIM_WINDOW
+    scores["ssim"] = calculate_ssim(*pair, crop_border=border, test_y_channel=is_sr) if is_large else math.nan
+    return {name: float(value) if math.isfinite(value) else None for name, value in scores.items()}
+
+
+def _write_picture(path: Path, pixels: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = cv2.imencode(".png", pixels if pixels.ndim == 2 else pixels[..., ::-1])[1]
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_bytes(data.tobytes())
+    os.replace(temporary, path)
+
+
+def _without_network(method: methods.Method) -> methods.Method:
+    """Its description: the networks of one level go before those of the next come."""
+    return replace(method, network=None)
+
+
+# --- costs ------------------------------------------------------------------------------------------------------------
+
+
+def measure_costs(plan: Plan, journal: Journal) -> dict[str, list[record.Cost]]:
+    """Costs of each method: of one level's weights, or for super-resolution at each scale; all timed in turn."""
+    costs: dict[str, list[record.Cost]] = {}
+    found = set()
+    for level in plan.levels:
+        ready = {n: m for n, m in _make_methods(plan, level).items() if m.kind != "input" and n not in found}
+        if plan.opt["task"] == "denoise":
+            found |= ready.keys()
+        if not ready:
+            continue
+        latency = _measure_latency(plan, journal, ready, level)
+        for name, method in tqdm(ready.items(), "Memory", unit="method", leave=False, disable=None):
+            memory = _measure_memory(plan, journal, name, method)
+            size = method.input_size(*plan.opt["costs"]["macs_size"])
+            try:
+                macs = complexity.count_macs(method.network, size) if method.network else None
+            except Exception as error:
+                plan.fail(f"MACs at {size}: {error}", method=name)
+                macs = None
+            costs.setdefault(name, []).append(
+                record.Cost(
+                    level=level if plan.opt["task"] == "sr" else None, parameters=method.parameters, macs=macs,
+                    macs_size=size if macs is not None else None, latency=latency.get(name, []), memory=memory,
+                )
+            )  # fmt: skip
+    return costs
+
+
+def _measure_latency(
+    plan: Plan, journal: Journal, ready: dict[str, methods.Method], level: float
+) -> dict[str, list[dict]]:
+    """Latency by method, at each size; the methods take turns."""
+    results: dict[str, list[dict]] = {}
+    rounds = plan.opt["costs"]["rounds"]
+    for side in tqdm(plan.opt["costs"]["sizes"], "Latency", unit="size", leave=False, disable=None):
+        prints = {name: method.fingerprint for name, method in ready.items()}
+        key = make_key("latency", plan.context, prints, side, rounds, level)
+        if key not in journal.values:
+            timed = {name: _Timed(method, side) for name, method in ready.items()}
+            largest = tuple(max(sizes) for sizes in zip(*(one.size for one in timed.values())))
+            measured = complexity.measure_latency(
+                timed, [largest], plan.device, rounds=rounds,
+                on_failure=lambda name, size, error: plan.fail(f"latency at {size[1:]}: {error}", method=name),
+            )  # fmt: skip
+            journal.write(key, {one.model: {**asdict(one), "size": timed[one.model].size} for one in measured})
+        for name, one in journal.values[key].items():
+            one = {name: value for name, value in one.items() if name != "model"}
+            results.setdefault(name, []).append(one)
+    return results
+
+
+class _Timed:
+    """A method as what is timed: its network on the device, or all of a classical one, on a picture of its size."""
+
+    def __init__(self, method: methods.Method, side: list[int]) -> None:
+        self.size = method.input_size(*side)
+        self.method = method
+        self.x: torch.Tensor | None = None
+
+    def __call__(self, x: torch.Tensor) -> object:
+        if self.x is None:
+            channels, height, width = self.size
+            self.x = x[:, :channels, :height, :width].contiguous()
+        if self.method.network is not None:
+            return self.method.network(self.x)
+        picture = self.x[0].permute(1, 2, 0).cpu().numpy()
+        return self.method.run_classical(picture[..., 0] if picture.shape[2] == 1 else picture)
+
+
+def _measure_memory(plan: Plan, journal: Journal, name: str, method: methods.Method) -> list[dict]:
+    results = []
+    for side in plan.opt["costs"]["sizes"] if method.network else []:
+        size = method.input_size(*side)
+        key = make_key("memory", plan.context, method.fingerprint, size)
+        if key not in journal.values:
+            try:
+                journal.write(key, asdict(complexity.measure_peak_memory(method.network, size, plan.device)))
+            except (RuntimeError, NotImplementedError) as error:
+                plan.fail(str(error), method=name)
+                continue
+        results.append(journal.values[key])
+    return results
+
+
+# --- the record -------------------------------------------------------------------------------------------------------
+
+
+def collect(
+    plan: Plan, journal: Journal, made: dict[tuple[str, float], methods.Method], costs: dict[str, list[record.Cost]]
+) -> record.Record:
+    """Makes the record of what the journal holds for this plan."""
+    opt = plan.opt
+    key = make_key("started", plan.context)
+    started = journal.values.get(key) or journal.write(key, _now())
+    results = list(_collect_results(plan, journal, made))
+    described = {}
+    for name, entry in plan.methods.items():
+        own = {level: method for (other, level), method in made.items() if other == name}
+        if own:
+            described[name] = _describe_method(name, entry, own, costs.get(name, []))
+    return record.Record(
+        format="hranet-arch comparison 1",
+        name=opt["name"],
+        started=started,
+        commit=plan.commit,
+        machine=record.Machine(**plan.machine),
+        protocol=_describe_protocol(plan),
+        testsets=plan.testsets,
+        methods=described,
+        results=results,
+        failures=plan.failures,
+    )
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _collect_results(plan: Plan, journal: Journal, made: dict) -> Iterator[record.Result]:
+    for name in plan.methods:
+        for (testset, level), pictures in plan.pictures.items():
+            method = made.get((name, level))
+            scores = [journal.values.get(_score_key(plan, method, picture)) for picture in pictures] if method else []
+            if not scores or None in scores:  # a mean over some of a set is no result
+                continue
+            rows = [record.PictureScore(name=p.name, size=p.size, **score) for p, score in zip(pictures, scores)]
+            means = {metric: record.average(getattr(row, metric) for row in rows) for metric in METRICS}
+            yield record.Result(method=name, testset=testset, level=level, **means, pictures=rows)
+
+
+def _describe_method(name: str, entry: dict, own: dict[float, methods.Method], costs: list) -> record.Method:
+    first = next(iter(own.values()))
+    files = {f"{level:g}": m for level, m in own.items() if m.weights is not None}
+    if len({method.weights for method in files.values()}) == 1 and len(files) == len(own):
+        files = {"all": first}
+    return record.Method(
+        kind=first.kind,
+        type=first.type,
+        arguments={**first.arguments, **first.versions},
+        weights={key: record.Weights(file=m.weights.name, sha256=m.weights_sha256) for key, m in files.items()},
+        training=entry.get("training"),
+        published=None if first.kind == "input" and entry.get("published") is None and first.task.name == "denoise"
+        else entry.get("published", name),
+        costs=costs,
+    )  # fmt: skip
+
+
+def _describe_protocol(plan: Plan) -> record.Protocol:
+    opt = plan.opt
+    is_sr = opt["task"] == "sr"
+    described = None
+    if not is_sr:
+        text = " ".join(noise.TEST_NOISES[opt["noise"]].__doc__.split("\n\n")[0].split())
+        described = record.Noise(
+            name=opt["noise"],
+            generator=noise.TEST_GENERATOR,
+            seed=noise.TEST_SEEDS[opt["noise_seed"]],
+            description=text,
+        )
+    return record.Protocol(
+        task=opt["task"],
+        color=opt["color"],
+        levels=plan.levels,
+        noise=described,
+        metrics=METRICS,
+        channel="y" if is_sr else opt["color"],
+        crop_border="scale" if is_sr else "0",
+        precision=opt["precision"],
+        tile=opt["tile"],
+    )

@@ -1,0 +1,44 @@
+"""What has been measured, a line each, safe from the moment it is written: how a stopped comparison goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+
+class Journal:
+    """The values by key; each process adds to a file of its own, and all are read.
+
+    Keys are hashes of everything a value depends on: a line is either right for what is asked or not found.
+    """
+
+    def __init__(self, folder: Path, rank: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / f"{rank}.jsonl"
+        self.values: dict[str, Any] = {}
+        for path in sorted(folder.glob("*.jsonl")):
+            for line in path.read_text("utf-8").splitlines():
+                try:
+                    key, value = json.loads(line)
+                except ValueError:  # cut off in the middle, when the run was killed
+                    continue
+                self.values[key] = value
+
+    def write(self, key: str, value: Any) -> Any:
+        """Adds a value; returns it as it will be read again."""
+        text = json.dumps([key, value])
+        is_cut = self.path.exists() and self.path.stat().st_size and not self.path.read_bytes().endswith(b"\n")
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(("\n" if is_cut else "") + text + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self.values[key] = json.loads(text)[1]
+        return self.values[key]
+
+
+def make_key(*parts: Any) -> str:
+    """SHA-256 over the parts, as JSON."""
+    return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()

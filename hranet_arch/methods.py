@@ -1,0 +1,323 @@
+"""The methods that ``basicsr compare`` sets beside each other: networks by their weights, and the classical ones.
+
+Each is a function of one picture. What it is made from is an entry of the option file (``schema.ComparedMethod``).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hranet_arch import baselines, complexity, networks, preflight, tiling
+from hranet_arch.compat import make_importable
+from hranet_arch.errors import InputError
+
+make_importable()
+
+from basicsr.utils.color_util import rgb2ycbcr, ycbcr2rgb
+from basicsr.utils.matlab_functions import imresize
+
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+INPUT_NAMES = {"denoise": "Noisy", "sr": "Bicubic"}  # what tables call the pictures that the methods are given
+
+
+@dataclass(frozen=True)
+class Task:
+    """What all methods of a comparison are asked to do at one level."""
+
+    name: str  # 'denoise' or 'sr'
+    color: str  # 'gray' or 'rgb'
+    level: float  # sigma in grey levels, or the scale
+    device: torch.device
+    precision: str
+    tile: int
+
+    @property
+    def channels(self) -> int:
+        return 1 if self.color == "gray" else 3
+
+    @property
+    def scale(self) -> int:
+        return int(self.level) if self.name == "sr" else 1
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method at one level. ``fingerprint`` changes with anything that may change its results."""
+
+    kind: str  # 'network', 'classical', 'input'
+    type: str
+    arguments: dict[str, Any]
+    weights: Path | None
+    weights_sha256: str | None
+    parameters: int | None  # before BatchNorms are folded
+    network: nn.Module | None
+    task: Task
+    enlarge_first: bool = False
+    channel: str = "all"
+    versions: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def fingerprint(self) -> str:
+        described = [self.kind, self.type, self.arguments, self.weights_sha256, self.enlarge_first, self.channel]
+        described += [self.versions, vars(self.task) | {"device": self.task.device.type}]
+        return hashlib.sha256(json.dumps(described, default=str).encode()).hexdigest()
+
+    def input_size(self, height: int, width: int) -> tuple[int, int, int]:
+        """``(c, h, w)`` of what the network itself is given for a restored picture of this size."""
+        scale = 1 if self.enlarge_first else self.task.scale
+        return 1 if self.channel == "y" else self.task.channels, height // scale, width // scale
+
+    def __call__(self, picture: np.ndarray) -> np.ndarray:
+        """Restores a picture.
+
+        Args:
+            picture: float32 ``(h, w)`` or RGB ``(h, w, 3)`` in [0, 1]; noise may go beyond.
+
+        Returns:
+            float32 of the same layout, ``scale`` times as large, neither clipped nor rounded.
+        """
+        if self.network is None:
+            return self.run_classical(picture)
+        if self.enlarge_first:
+            picture = enlarge(picture, self.task.scale)
+        if self.channel == "all":
+            return self._run_network(picture)
+        y = self._run_network(np.ascontiguousarray(rgb2ycbcr(picture.astype(np.float32), y_only=True)))
+        rest = picture if self.enlarge_first else enlarge(picture, self.task.scale)
+        ycbcr = rgb2ycbcr(rest.astype(np.float32))
+        ycbcr[..., 0] = y
+        return ycbcr2rgb(ycbcr)
+
+    def run_classical(self, picture: np.ndarray) -> np.ndarray:
+        if self.kind == "input":
+            return enlarge(picture, self.task.scale) if self.task.scale > 1 else picture
+        return CLASSICAL[self.type](picture.astype(np.float64), self.task.level / 255).astype(np.float32)
+
+    def _run_network(self, picture: np.ndarray) -> np.ndarray:
+        x = torch.from_numpy(np.ascontiguousarray(picture.reshape(*picture.shape[:2], -1).transpose(2, 0, 1)))
+        with torch.inference_mode():
+            window = self.arguments.get("window_size", 1)  # SwinIR and its kin take whole windows only
+            output = tiling.restore(
+                self.network, x[None].to(self.task.device), tile=self.task.tile or None,
+                window=window if isinstance(window, int) else 1,
+            )[0]  # fmt: skip
+        array = output.float().cpu().numpy().transpose(1, 2, 0)
+        # A network for three channels may take one and give three: the probe sees it.
+        return array[..., 0] if picture.ndim == 2 and array.shape[2] == 1 else array
+
+
+def enlarge(picture: np.ndarray, scale: int) -> np.ndarray:
+    """MATLAB's bicubic enlargement, float32 in and out."""
+    tensor = torch.from_numpy(np.ascontiguousarray(picture.reshape(*picture.shape[:2], -1).transpose(2, 0, 1)))
+    array = imresize(tensor.float(), scale).numpy().transpose(1, 2, 0)
+    return array[..., 0] if picture.ndim == 2 else np.ascontiguousarray(array)
+
+
+# --- making them ------------------------------------------------------------------------------------------------------
+
+
+def make_method(entry: dict, task: Task, weights_root: Path) -> Method:
+    """Makes a method ready to run.
+
+    Args:
+        entry: checked options (``schema.ComparedMethod``).
+        task: what it is to do.
+        weights_root: where ``weights`` lie, unless they say it themselves.
+
+    Raises:
+        InputError: if its weights are missing or not its own, a package is missing, or it does not take such pictures.
+    """
+    if entry.get("method"):
+        return _make_classical(entry["method"], task)
+    path = _find_weights(entry.get("weights"), task, weights_root)
+    network, name, arguments = _build_network(entry.get("network_g"), path)
+    parameters = complexity.count_parameters(network)
+    if hasattr(network, "fold_batchnorm"):
+        network.fold_batchnorm()
+    if "sigma" in inspect.signature(network.forward).parameters:
+        network.sigma = task.level  # FFDNet's and DRUNet's noise map
+    method = Method(
+        "network", name, arguments, path, hashlib.sha256(path.read_bytes()).hexdigest() if path else None, parameters,
+        _cast(network.eval().to(task.device), task.precision), task,
+        entry.get("enlarge_first", False), entry.get("channel", "all"),
+    )  # fmt: skip
+    _probe(method)
+    return method
+
+
+def _find_weights(weights: str | None, task: Task, root: Path) -> Path | None:
+    if weights is None:
+        return None
+    text = weights.replace("{sigma}" if task.name == "denoise" else "{scale}", f"{task.level:g}")
+    released = networks.list_released()
+    if text in released:
+        return released[text].path
+    path = root / Path(text).expanduser()
+    if not path.is_file():
+        raise InputError(f"{path}: there are no such weights. Put them there, or set weights_root.")
+    return path
+
+
+def _build_network(options: dict | None, path: Path | None) -> tuple[nn.Module, str, dict]:
+    """The network, its architecture's name and its arguments: as the options say, else as the weights say."""
+    if options is None:
+        params, description = networks.read_weights(path)
+        found = baselines.recognize(params)
+        if found is None and description.network_g is None:
+            return _build_with_spandrel(params, path)
+        named = dict(description.network_g or {"type": found[0].__name__, **found[1]})
+        if hasattr(baselines, named["type"]):
+            return baselines.from_state_dict(params, description.network_g), named.pop("type"), named
+        options = named  # one of BasicSR's or a plug-in's, trained here: the file says which
+    network = preflight.build_network("network_g", options)
+    if path is not None:
+        preflight.load_strictly(network, path)
+    elif any(True for _ in network.parameters()):
+        raise InputError("has no weights: a comparison of random ones says nothing. Give 'weights'.")
+    return network, options["type"], {key: value for key, value in options.items() if key != "type"}
+
+
+def _build_with_spandrel(params: dict[str, Tensor], path: Path) -> tuple[nn.Module, str, dict]:
+    try:
+        import spandrel
+    except ImportError as error:
+        raise InputError(
+            f"{path}: not the weights of HRANet, DnCNN, FFDNet or ADNet. Name 'network_g' and its arguments, or "
+            "install spandrel, which recognises many others: pip install 'hranet-arch[compare]'."
+        ) from error
+    try:
+        described = spandrel.ModelLoader().load_from_state_dict(params)
+    except Exception as error:  # UnsupportedModelError, and whatever a half-matching state dict leads to
+        raise InputError(f"{path}: spandrel does not recognise these weights. Name 'network_g'.") from error
+    if not isinstance(described, spandrel.ImageModelDescriptor):
+        raise InputError(f"{path}: a {described.architecture.name} takes more than a picture; it cannot be compared.")
+    name = described.architecture.name
+    return SpandrelNetwork(described), name, {"built_by": f"spandrel {metadata.version('spandrel')}"}
+
+
+class SpandrelNetwork(nn.Module):
+    """A network that spandrel has built: padded as it asks, and, unlike spandrel's own call, not clipped to [0, 1].
+
+    ``sigma`` (grey levels) fills the noise map of a network that has one more channel for it, as DRUNet has.
+    """
+
+    def __init__(self, described: Any) -> None:
+        super().__init__()
+        self.network = described.model
+        self.scale = described.scale
+        self.multiple = described.size_requirements.multiple_of
+        self.minimum = described.size_requirements.minimum
+        self.has_noise_map = described.architecture.id in ("DRUNet",)
+        self.sigma: float = 25
+        if described.size_requirements.square:
+            raise InputError(f"{described.architecture.name} takes square pictures only; it cannot be compared.")
+
+    def forward(self, x: Tensor, sigma: float | None = None) -> Tensor:
+        height, width = x.shape[-2:]
+        short = [max(self.minimum - side, 0) for side in (width, height)]
+        x = tiling.pad_to_multiple(F.pad(x, (0, short[0], 0, short[1]), "replicate"), self.multiple)
+        if self.has_noise_map:
+            level = (self.sigma if sigma is None else sigma) / 255
+            x = torch.cat([x, torch.full_like(x[:, :1], level)], dim=1)
+        output = self.network(x)
+        output = output[0] if isinstance(output, tuple) else output  # FBCNN gives its estimate of the quality too
+        return output[..., : height * self.scale, : width * self.scale]
+
+
+def _cast(network: nn.Module, precision: str) -> nn.Module:
+    return network if precision == "fp32" else _Autocast(network, AUTOCAST[precision])
+
+
+class _Autocast(nn.Module):
+    """A network in another precision; the result is float32."""
+
+    def __init__(self, network: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.network = network
+        self.dtype = dtype
+        for name in ("halo", "local_halo", "tile_multiple", "global_attentions"):  # what tiles are cut by
+            if hasattr(network, name):
+                setattr(self, name, getattr(network, name))
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, self.dtype):
+            return self.network(x).float()
+
+
+def _probe(method: Method) -> None:
+    """A small picture through the network: other channels and scales than the task's show before time is spent."""
+    task = method.task
+    shape = (48, 48, 3) if task.channels == 3 else (48, 48)
+    given = f"{'grey' if task.channels == 1 else 'RGB'} pictures"
+    try:
+        output = method(np.zeros(shape, np.float32))
+    except Exception as error:  # networks say it in every way there is
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{method.type} does not take {given}: {reason}") from error
+    expected = (48 * task.scale, 48 * task.scale, *shape[2:])
+    if output.shape != expected:
+        raise InputError(
+            f"{method.type} makes {output.shape} of {shape}; {expected} is due. Are 'scale' and channels right?"
+        )
+
+
+# --- classical methods ------------------------------------------------------------------------------------------------
+
+
+def _make_classical(name: str, task: Task) -> Method:
+    if name == "input":
+        return Method("input", "input", {}, None, None, None, None, task)
+    if name not in CLASSICAL:
+        raise InputError(f"there is no method '{name}'. Known: input, {', '.join(CLASSICAL)}.")
+    if task.name != "denoise":
+        raise InputError(f"{name} denoises; this comparison's task is {task.name}.")
+    package, version = _require(name)
+    return Method("classical", name, {}, None, None, None, None, task, versions={package: version})
+
+
+def _require(name: str) -> tuple[str, str]:
+    package, extra = {"bm3d": ("bm3d", "bm3d"), "wavelet": ("PyWavelets", "compare")}.get(name, ("scikit-image", None))
+    try:
+        return package, metadata.version(package)
+    except metadata.PackageNotFoundError as error:
+        raise InputError(f"{name} needs the package {package}: pip install 'hranet-arch[{extra}]'.") from error
+
+
+def _bm3d(noisy: np.ndarray, sigma: float) -> np.ndarray:
+    """Its authors' own package (non-commercial licence), normal profile."""
+    from bm3d import bm3d, bm3d_rgb
+
+    return bm3d(noisy, sigma_psd=sigma) if noisy.ndim == 2 else bm3d_rgb(noisy, sigma_psd=sigma)
+
+
+def _non_local_means(noisy: np.ndarray, sigma: float) -> np.ndarray:
+    """Buades et al., with the patches and the strength of scikit-image's own example: 5x5, distance 6, 0.8 sigma."""
+    from skimage.restoration import denoise_nl_means
+
+    axis = None if noisy.ndim == 2 else -1
+    return denoise_nl_means(noisy, patch_size=5, patch_distance=6, h=0.8 * sigma, sigma=sigma, channel_axis=axis)
+
+
+def _wavelet(noisy: np.ndarray, sigma: float) -> np.ndarray:
+    """BayesShrink, soft; colour in YCbCr, as scikit-image recommends."""
+    from skimage.restoration import denoise_wavelet
+
+    if noisy.ndim == 2:
+        return denoise_wavelet(noisy, sigma=sigma, method="BayesShrink", rescale_sigma=True)
+    return denoise_wavelet(
+        noisy, sigma=sigma, method="BayesShrink", rescale_sigma=True, convert2ycbcr=True, channel_axis=-1
+    )
+
+
+CLASSICAL = {"bm3d": _bm3d, "non_local_means": _non_local_means, "wavelet": _wavelet}

@@ -1,0 +1,237 @@
+"""What a comparison measures: the levels, the pictures of each test set, and what is wrong with some of them."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.util
+import logging
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from hranet_arch import complexity, examples, methods, record, testsets
+from hranet_arch.errors import InputError
+from hranet_arch.images import decode_image
+from hranet_arch.journal import make_key
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture of a test set, at one level."""
+
+    name: str
+    number: int  # in its set, from 0
+    gt: Path
+    lq: Path | None
+    sha256: str  # of the pixels it is made of
+    size: tuple[int, int]
+
+
+@dataclass
+class Plan:
+    """What will be measured. ``pictures`` by test set and level; ``methods`` as the option file has them."""
+
+    opt: dict
+    folder: Path
+    device: torch.device
+    commit: str
+    machine: dict
+    levels: list[float] = field(default_factory=list)
+    pictures: dict[tuple[str, float], list[Picture]] = field(default_factory=dict)
+    testsets: dict[str, record.TestSet] = field(default_factory=dict)
+    failures: list[record.Failure] = field(default_factory=list)
+
+    @functools.cached_property
+    def context(self) -> str:
+        """Changes with what the record says of all its numbers alike: the code, the machine, the versions."""
+        return make_key(self.commit, {**self.machine, "device": self.device.type})
+
+    def task(self, level: float) -> methods.Task:
+        opt = self.opt
+        return methods.Task(opt["task"], opt["color"], level, self.device, opt["precision"], opt["tile"])
+
+    @property
+    def methods(self) -> dict[str, dict]:
+        """The entries by name, the degraded pictures themselves first."""
+        return {methods.INPUT_NAMES[self.opt["task"]]: {"method": "input"}, **self.opt["methods"]}
+
+    def name_level(self, level: Any) -> str:
+        """``sigma 25`` or ``scale 4``."""
+        text = f"{level:g}" if isinstance(level, float) else str(level)
+        return f"{'sigma' if self.opt['task'] == 'denoise' else 'scale'} {text}"
+
+    def fail(self, reason: str, **place: str) -> None:
+        places = {"method": None, "testset": None, "level": None, "picture": None, **place}
+        failure = record.Failure(**places, reason=reason)
+        if failure not in self.failures:
+            self.failures.append(failure)
+            logger.error("%s", failure.describe())
+
+
+def make_plan(opt: dict, folder: Path) -> Plan:
+    """Finds the pictures; what cannot be used is in ``failures``.
+
+    Raises:
+        InputError: if no level or no test set can be used, there is no such device, or matplotlib is missing.
+    """
+    reserved = [name for name in opt["methods"] if name.lower() == examples.CLEAN]
+    if reserved:
+        raise InputError(f"methods.{reserved[0]}: this is what the clean pictures are called. Take another name.")
+    if importlib.util.find_spec("matplotlib") is None:  # not only when all has been measured
+        raise InputError("the plots need matplotlib: pip install 'hranet-arch[compare]'")
+    device = _find_device(opt["device"])
+    plan = Plan(opt, folder, device, complexity.describe_commit(), complexity.describe_machine(device))
+    for level in opt["sigma"] if opt["task"] == "denoise" else opt["scale"]:
+        fault = _find_fault(opt["task"], level)
+        if fault:
+            plan.fail(fault, level=plan.name_level(level))
+        elif float(level) not in plan.levels:
+            plan.levels.append(float(level))
+    for name, folders in opt["testsets"].items():
+        _add_testset(plan, name, folders)
+    if not plan.pictures:
+        raise InputError("\n".join(failure.describe() for failure in plan.failures))
+    return plan
+
+
+def _find_device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        if device.type == "cuda" and device.index is None:
+            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device: {name!r} cannot be used here: {str(error).splitlines()[0]} Write auto.") from error
+    return device
+
+
+def _find_fault(task: str, level: Any) -> str | None:
+    is_number = isinstance(level, (int, float)) and not isinstance(level, bool) and math.isfinite(level)
+    if task == "denoise":
+        return None if is_number and 0 < level <= 255 else "sigma must be a number above 0, at most 255, in grey levels"
+    return None if is_number and level in (2, 3, 4, 8) else "scale must be 2, 3, 4 or 8"
+
+
+# --- test sets --------------------------------------------------------------------------------------------------------
+
+
+def _add_testset(plan: Plan, name: str, folders: str | dict) -> None:
+    """Adds a set at every level at which it has pictures."""
+    hashes, statuses, count = {}, [], 0
+    look = functools.cache(_hash_folder)  # for all levels once
+    for level in plan.levels:
+        try:
+            pictures, ids = _list_pictures(plan, name, folders, level, look)
+        except InputError as error:
+            is_same = plan.opt["task"] == "denoise"
+            plan.fail(str(error), testset=name, **({} if is_same else {"level": plan.name_level(level)}))
+            continue
+        if pictures:
+            plan.pictures[name, level] = pictures
+            count = max(count, len(pictures))
+            hashes |= {key: value for key, (value, _) in ids.items()}
+            statuses += [status for _, status in ids.values()]
+    if count:
+        order = ("differs", "unknown", "by name", "exact")  # one odd part makes the whole odd
+        status = min(statuses, key=order.index)
+        plan.testsets[name] = record.TestSet(pictures=count, sha256=hashes, status=status)
+
+
+def _list_pictures(
+    plan: Plan, name: str, folders: str | dict, level: float, look: Callable[[Path, str], dict[str, _File]]
+) -> tuple[list[Picture], dict]:
+    """The pictures that can be used, and hash and status of each folder; faulty pictures are failures."""
+    if plan.opt["task"] == "denoise":
+        gt = look(Path(plan.opt["datasets_root"], folders), plan.opt["color"])
+        lq, ids = {}, {"all": _identify(name, gt)}
+    else:
+        gt, lq = (
+            look(Path(plan.opt["datasets_root"], folders[kind].replace("{scale}", f"{level:g}")), "rgb")
+            for kind in ("gt", "lq")
+        )
+        ids = {f"x{level:g}/{kind}": _identify(f"{name}/x{level:g}/{kind}", found) for kind, found in
+               (("gt", gt), ("lq", lq))}  # fmt: skip
+    pictures = []
+    for number, (stem, one) in enumerate(gt.items()):
+        fault = one.fault or (_check_pair(one, lq.get(stem), int(level)) if plan.opt["task"] == "sr" else None)
+        if fault:
+            plan.fail(fault, testset=name, picture=stem)
+            continue
+        sha256 = hashlib.sha256(f"{one.sha256}{lq[stem].sha256 if lq else ''}".encode()).hexdigest()
+        pictures.append(Picture(stem, number, one.path, lq[stem].path if lq else None, sha256, one.size))
+    return pictures, ids
+
+
+@dataclass(frozen=True)
+class _File:
+    """A picture file: the hash of its pixels, height and width, and why it cannot be used."""
+
+    path: Path
+    sha256: str
+    size: tuple[int, int]
+    fault: str | None
+
+
+def _hash_folder(folder: Path, color: str) -> dict[str, _File]:
+    paths = testsets.list_pictures(folder)
+    if not paths:
+        raise InputError(f"{folder}: no pictures there. `basicsr prepare testsets --from DIR` lays test sets out.")
+    names = [path.relative_to(folder).with_suffix("").as_posix() for path in paths]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise InputError(f"{folder}: two pictures are called {twice[0]}. Keep one of them.")
+    return dict(zip(names, testsets.map_in_threads(functools.partial(_look_at, color=color), paths)))
+
+
+def _look_at(path: Path, color: str) -> _File:
+    try:
+        pixels = decode_image(data := path.read_bytes(), path.name)
+        fault = _find_channel_fault(pixels, color)
+        return _File(path, testsets.hash_bytes(data, path.name), pixels.shape[:2], fault)
+    except (InputError, OSError) as error:
+        return _File(path, "", (0, 0), str(error))
+
+
+def _find_channel_fault(pixels: np.ndarray, color: str) -> str | None:
+    channels = 1 if pixels.ndim == 2 else pixels.shape[2]
+    if pixels.dtype != np.uint8:
+        return f"pixels of type {pixels.dtype}; the field's test sets are 8-bit"
+    is_gray = channels == 1 or (channels == 3 and (pixels == pixels[..., :1]).all())
+    if color == "gray" and not is_gray:
+        return f"{channels} channels, but the comparison is of grey pictures; turning colour to grey changes the scores"
+    if color == "rgb" and channels != 3:
+        return f"{channels} channel{'s' * (channels > 1)}, but the comparison is of RGB pictures, which have 3"
+    return None
+
+
+def _check_pair(gt: _File, lq: _File | None, scale: int) -> str | None:
+    if lq is None:
+        return "has no degraded picture of its name"
+    if lq.fault:
+        return f"its degraded picture: {lq.fault}"
+    expected = tuple(side * scale for side in lq.size)
+    return None if gt.size == expected else f"is {gt.size}, but its degraded picture is {lq.size} and the scale {scale}"
+
+
+def _identify(name: str, files: dict[str, _File]) -> tuple[str, str]:
+    """SHA-256 of a folder's pictures (``testsets.hash_set``'s), and what the catalogue says of it."""
+    hashes = sorted(one.sha256 for one in files.values())
+    sha256 = hashlib.sha256("".join(f"{value}\n" for value in hashes).encode()).hexdigest()
+    known = next((known for known in testsets.read_catalogue() if known.name == name), None)
+    if known is None:
+        return sha256, "unknown"
+    if known.sha256:
+        return sha256, "exact" if known.sha256 == sha256 else "differs"
+    is_alike = len(files) == known.count and all(known.has_size(one.size[::-1]) for one in files.values())
+    return sha256, "by name" if is_alike else "differs"

@@ -1,0 +1,202 @@
+"""Makes a released weight file of a finished run: ``hranet_arch/weights/NAME.safetensors`` and its card, ``NAME.md``.
+
+    python scripts/release_weights.py --run experiments/hranet_s_gray_s25 \
+        --opt options/released/train_hranet_s_gray_s25.yml --record results/released/record.json --method HRANet-S
+
+The weights are the run's ``net_g_best.pth``, which a validation set has picked. Its results on test sets come from the
+record of a comparison that measured this very file. Weights that validate no better than those that are there already
+do not replace them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from hranet_arch import complexity, options, testsets
+from hranet_arch.checkpoints import load_checkpoint, select_params
+from hranet_arch.errors import InputError
+from hranet_arch.hranet import HRANet
+from hranet_arch.record import Record, read_record
+
+WEIGHTS = Path(__file__).resolve().parent.parent / "hranet_arch" / "weights"
+LARGEST = 5_000_000  # bytes
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, required=True, metavar="DIR", help="experiments/NAME")
+    parser.add_argument("--opt", type=Path, required=True, metavar="FILE", help="the option file in the repository")
+    parser.add_argument("--record", type=Path, required=True, metavar="FILE", help="record.json of a comparison")
+    parser.add_argument("--method", required=True, metavar="NAME", help="what the comparison calls this network")
+    parser.add_argument("--output", type=Path, default=WEIGHTS, metavar="DIR", help="where released weights lie")
+    arguments = parser.parse_args(argv)
+    try:
+        print(release(arguments.run, arguments.opt, read_record(arguments.record), arguments.method, arguments.output))
+    except InputError as error:
+        print(f"release_weights: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def release(run: Path, recipe: Path, record: Record, method: str, output: Path) -> str:
+    """Writes weights and card; returns a line that says what was done.
+
+    Raises:
+        InputError: if the record measured another file, the weights are too large, or no better than those there.
+    """
+    opt = options.read_options(next(run.glob("*.yml"), run / "options.yml"))
+    checkpoint = run / "models" / "net_g_best.pth"
+    params = select_params(load_checkpoint(checkpoint))[0]
+    arguments = {key: value for key, value in opt["network_g"].items() if key != "type"}
+    network = HRANet(**arguments)
+    network.load_state_dict(params)
+    card = describe(run, recipe, opt, network, find_results(record, method, checkpoint), record)
+    path = output / f"{opt['name']}.safetensors"
+    require_better(card, path)
+    metadata = {
+        "network_g": json.dumps(opt["network_g"]),
+        "task": "denoise",
+        "color": opt["datasets"]["train"]["color"],
+        "sigma": json.dumps(opt["datasets"]["train"]["sigma"]),
+        "card": json.dumps(card),
+    }
+    output.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    save_file({name: value.contiguous() for name, value in params.items()}, temporary, metadata)
+    if temporary.stat().st_size > LARGEST:
+        temporary.unlink()
+        raise InputError(f"{path}: larger than {LARGEST} bytes; it is not released.")
+    temporary.replace(path)
+    path.with_suffix(".md").write_text(format_card(card), encoding="utf-8")
+    return f"{path}: validates at {card['validation']['psnr']:.4f} dB"
+
+
+def find_results(record: Record, method: str, checkpoint: Path) -> dict[str, dict[str, dict]]:
+    """PSNR and SSIM by test set and level, of exactly this checkpoint."""
+    sha256 = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+    if method not in record.methods:
+        raise InputError(f"the record has no method {method}; it has {', '.join(record.methods)}.")
+    if sha256 not in [weights.sha256 for weights in record.methods[method].weights.values()]:
+        raise InputError(f"the record measured other weights as {method} than {checkpoint}. Compare these first.")
+    results: dict[str, dict[str, dict]] = {}
+    for one in record.results:
+        if one.method == method:
+            scores = {"psnr": round(one.psnr, 4), "ssim": round(one.ssim, 5), "pictures": len(one.pictures)}
+            results.setdefault(one.testset, {})[f"{one.level:g}"] = scores
+    return results
+
+
+def describe(run: Path, recipe: Path, opt: dict, network: HRANet, results: dict, record: Record) -> dict:
+    train, val = opt["datasets"]["train"], opt["datasets"]["val"]
+    best = load_newest_state(run)["best"][opt["val"]["best_on"]]
+    metric = next(iter(best))
+    return {
+        "name": opt["name"],
+        "network": opt["network_g"],
+        "parameters": complexity.count_parameters(network),
+        "color": train["color"],
+        "sigma": train["sigma"],
+        "training": {
+            "option_file": recipe.as_posix(),
+            "set": train["name"],
+            "data_sha256": hash_data(train),
+            "pictures": len(list_files(train)),
+            "iterations": opt["train"]["total_iter"],
+            "batch": train["batch_size_per_gpu"],
+            "patch": train["gt_size"],
+            "precision": opt["train"]["precision"],
+            "seed": opt["manual_seed"],
+        },
+        "validation": {
+            "set": val["name"],
+            "data_sha256": hash_data(val),
+            "sigma": val["sigma"],
+            "psnr": round(best[metric]["val"], 4),
+            "iteration": best[metric]["iter"],
+        },
+        "results": results,
+        "noise": record.protocol.noise.model_dump(),
+        "testsets": {name: one.sha256["all"] for name, one in record.testsets.items()},
+        "commit": record.commit,
+        "machine": record.machine.device_name,
+        "licence": "Trained on pictures of the Berkeley segmentation data sets, which are for non-commercial research "
+        "and education.",
+    }
+
+
+def load_newest_state(run: Path) -> dict:
+    states = sorted((run / "training_states").glob("*.state"), key=lambda path: int(path.stem))
+    if not states:
+        raise InputError(f"{run}: holds no training state; is it a finished run?")
+    return load_checkpoint(states[-1])
+
+
+def list_files(dataset: dict) -> list[Path]:
+    """The files of a folder, or those that its list names."""
+    root = Path(dataset["dataroot_gt"])
+    if not root.is_dir() or root.suffix == ".lmdb":
+        raise InputError(f"{root}: a released recipe trains on a folder of pictures, whose pixels can be hashed.")
+    listed = dataset.get("meta_info_file")
+    if listed is None:
+        return testsets.list_pictures(root)
+    return [root / line.split(" ")[0] for line in Path(listed).read_text().splitlines() if line.strip()]
+
+
+def hash_data(dataset: dict) -> str:
+    """SHA-256 over the sorted hashes of the pictures' pixels."""
+    return testsets.hash_set(list_files(dataset))
+
+
+def require_better(card: dict, path: Path) -> None:
+    if not path.is_file():
+        return
+    with safe_open(path, "pt") as file:
+        old = json.loads(file.metadata()["card"])
+    if old["validation"]["data_sha256"] != card["validation"]["data_sha256"]:
+        raise InputError(f"{path}: validated on another set; the two cannot be compared. Move it away first.")
+    if old["validation"]["psnr"] >= card["validation"]["psnr"]:
+        better, worse = old["validation"]["psnr"], card["validation"]["psnr"]
+        raise InputError(f"{path}: validates at {better} dB, the new weights at {worse}: they stay as they are.")
+
+
+def format_card(card: dict) -> str:
+    training, validation = card["training"], card["validation"]
+    arguments = ", ".join(f"{key}={value}" for key, value in card["network"].items() if key != "type")
+    rows = [
+        f"| {testset} | {level} | {scores['psnr']:.2f} | {scores['ssim']:.4f} |"
+        for testset, levels in card["results"].items()
+        for level, scores in levels.items()
+    ]
+    noise = card["noise"]
+    return "\n".join([
+        f"# {card['name']}",
+        "",
+        f"`HRANet({arguments})`, {card['parameters']:,} parameters; {card['color']} pictures with white Gaussian noise "
+        f"of sigma {card['sigma']} (grey levels). Made by `scripts/release_weights.py`; do not edit.",
+        "",
+        "| test set | sigma | PSNR, dB | SSIM |",
+        "|---|---|---|---|",
+        *rows,
+        "",
+        f"Noise: {noise['name']}, seed: {noise['seed']}. Measured on {card['machine']}, commit {card['commit'][:12]}.",
+        "",
+        f"- Training: `basicsr train -opt {training['option_file']}`: {training['iterations']:,} batches of "
+        f"{training['batch']} patches of {training['patch']}x{training['patch']}, {training['precision']}, seed "
+        f"{training['seed']}, on {training['pictures']} pictures of {training['set']} (SHA-256 "
+        f"{training['data_sha256'][:12]}).",
+        f"- Picked by {validation['set']} (not a test set): {validation['psnr']:.2f} dB at iteration "
+        f"{validation['iteration']:,}.",
+        f"- {card['licence']}",
+        "",
+    ])  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.exit(main())

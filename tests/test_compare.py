@@ -1,0 +1,429 @@
+"""``basicsr compare``: scores against independent arithmetic, nothing measured twice, what fails and goes on."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import yaml
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+from hranet_arch import HRANet, cli, compare, journal, methods, noise, plan, record
+from hranet_arch.baselines import DnCNN, FFDNet
+from tests.conftest import REPOSITORY, make_pictures
+
+SHARED = REPOSITORY.parent / "shared"
+
+
+def make_gray(folder, count, seed, size=(40, 44)):
+    for path in make_pictures(folder, count, size, seed).iterdir():
+        cv2.imwrite(str(path), cv2.imread(str(path), cv2.IMREAD_GRAYSCALE))
+    return folder
+
+
+def save(path, network, seed=0):
+    """Random weights whose output is far from nothing, as a checkpoint of BasicSR's."""
+    torch.manual_seed(seed)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    path.parent.mkdir(exist_ok=True)
+    torch.save({"params": network.state_dict()}, path)
+
+
+@pytest.fixture
+def options(tmp_path, monkeypatch):
+    """Two sets of three and two grey pictures, two networks, one classical method, two levels; quick costs."""
+    monkeypatch.chdir(tmp_path)
+    make_gray(tmp_path / "datasets/A", 3, seed=1)
+    make_gray(tmp_path / "datasets/B", 2, seed=2, size=(31, 33))
+    for sigma in (15, 25):
+        save(tmp_path / f"weights/dncnn_{sigma}.pth", DnCNN(num_feat=4, num_conv=3, bn=False), sigma)
+    save(tmp_path / "weights/hranet.pth", HRANet(num_feat=4))
+    return {
+        "name": "tiny", "color": "gray", "sigma": [15, 25], "device": "cpu",
+        "testsets": {"A": "A", "B": "B"},
+        "methods": {
+            "DnCNN": {"weights": "dncnn_{sigma}.pth"}, "HRANet": {"weights": "hranet.pth"},
+            "NLM": {"method": "non_local_means"},
+        },
+        "costs": {"sizes": [[16, 16]], "macs_size": [16, 16], "rounds": 1},
+    }  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def quick(request, monkeypatch):
+    """Memory takes a child process for each network, and the report draws plots: seconds. Some tests do it for real."""
+    if "whole" not in request.keywords:
+        monkeypatch.setattr(compare, "_measure_memory", lambda *arguments: [])
+        monkeypatch.setattr(compare.report, "write_report", lambda result, folder: (folder / "table.md").write_text(""))
+
+
+def run(options, *flags):
+    Path("compare.yml").write_text(yaml.safe_dump(options, sort_keys=False))
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["compare", "-opt", "compare.yml", *flags])
+    return stop.value.code
+
+
+def read(name="tiny"):
+    return record.read_record(f"results/{name}/record.json")
+
+
+# --- scores -----------------------------------------------------------------------------------------------------------
+
+
+def test_scores_are_those_of_scikit_image_and_of_noise_made_by_hand(options):
+    assert run(options) == 0
+    result = read().find("DnCNN", "A", 25)
+    network = DnCNN(num_feat=4, num_conv=3, bn=False)
+    network.load_state_dict(torch.load("weights/dncnn_25.pth", weights_only=True)["params"])
+    psnrs = []
+    for score in result.pictures:
+        clean = cv2.imread(f"datasets/A/{score.name}.png", cv2.IMREAD_GRAYSCALE)
+        np.random.seed(0)
+        noisy = (np.float32(clean / 255) + np.random.normal(0, 25 / 255, clean.shape)).astype(np.float32)
+        with torch.inference_mode():
+            output = network.eval()(torch.from_numpy(noisy)[None, None])[0, 0].numpy()
+        rounded = (output.clip(0, 1) * 255).round().astype(np.uint8)
+        psnrs.append(peak_signal_noise_ratio(clean, rounded, data_range=255))
+        ssim = structural_similarity(
+            clean, rounded, data_range=255, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
+        )
+        exact = peak_signal_noise_ratio(clean / 255, output.astype(np.float64), data_range=1)
+        assert (score.psnr, score.ssim) == pytest.approx((psnrs[-1], ssim), abs=1e-6)
+        assert score.psnr_float == pytest.approx(exact, abs=1e-4)  # float32 against float64
+        assert score.size == clean.shape
+        saved = cv2.imread(f"results/tiny/pictures/A/25/DnCNN/{score.name}.png", cv2.IMREAD_UNCHANGED)
+        assert (abs(saved.astype(int) - rounded) <= 1).all()
+    assert result.psnr == pytest.approx(np.mean(psnrs), abs=1e-9)
+
+
+def test_the_degraded_pictures_are_scored_too(options):
+    """PSNR of white noise of 15 by its definition: 20 log10(255 / 15) = 24.61 dB, before anything is clipped."""
+    assert run(options) == 0
+    assert read().find("Noisy", "A", 15).psnr_float == pytest.approx(24.61, abs=0.15)
+
+
+def test_noise_may_be_seeded_by_the_pictures_number(options):
+    """The same for the first picture, another for the second: a set is scored on more than one noise field."""
+    options["methods"].pop("DnCNN")
+    assert run({**options, "sigma": [25]}) == 0
+    before = read().find("Noisy", "A", 25).pictures
+    assert run({**options, "sigma": [25], "noise_seed": "number"}) == 0
+    after = read().find("Noisy", "A", 25).pictures
+    assert before[0] == after[0] and before[1] != after[1]
+    clean = cv2.imread("datasets/A/1.png", cv2.IMREAD_GRAYSCALE)
+    noise_field = np.random.RandomState(1).normal(0, 25 / 255, clean.shape)
+    assert after[1].psnr_float == pytest.approx(-10 * np.log10(np.mean(noise_field**2)), abs=1e-4)
+    assert read().protocol.noise.seed == "the picture's number in its set, from 0"
+
+
+@pytest.mark.parametrize("border", [0, 3])
+@pytest.mark.parametrize("shape", [(31, 47), (31, 47, 3)])
+def test_psnr_and_ssim_agree_with_scikit_image_to_1e_6(shape, border):
+    """Of 8-bit pictures: grey, RGB, and with ``border`` the luma of RGB, as super-resolution is measured."""
+    rng = np.random.default_rng(0)
+    clean = cv2.GaussianBlur(rng.integers(0, 256, shape, dtype=np.uint8), (5, 5), 0)
+    output = (clean / 255 + rng.normal(0, 0.05, shape)).astype(np.float32)
+    is_luma = border > 0 and len(shape) == 3
+    opt = {"task": "sr" if is_luma else "denoise"}
+    scores = compare._score(plan.Plan(opt, None, None, "", {}), output, clean, border if is_luma else 25)
+    pair = [clean.astype(np.float64), (output.clip(0, 1) * 255).round()]
+    if is_luma:
+        inner = np.s_[border:-border, border:-border]
+        pair = [(one @ [65.481, 128.553, 24.966] / 255 + 16)[inner] for one in pair]
+    axis = -1 if pair[0].ndim == 3 else None
+    ssim = structural_similarity(
+        *pair, data_range=255, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, channel_axis=axis
+    )
+    tolerance = 2e-5 if is_luma else 1e-6  # BasicSR computes the luma in float32
+    assert scores["psnr"] == pytest.approx(peak_signal_noise_ratio(*pair, data_range=255), abs=tolerance)
+    assert scores["ssim"] == pytest.approx(ssim, abs=1e-6)
+
+
+def test_undefined_scores_are_left_out():
+    opt = {"task": "denoise"}
+    flat = np.full((8, 30), 128, np.uint8)
+    scores = compare._score(plan.Plan(opt, None, None, "", {}), flat / np.float32(255), flat, 25)
+    assert scores == {"psnr": None, "psnr_float": None, "ssim": None}
+    assert record.average([None, 1.0, 3.0]) == 2 and record.average([None]) is None
+
+
+def test_clipped_noise_is_what_an_8_bit_file_holds():
+    clean = np.linspace(0, 1, 60, dtype=np.float32).reshape(6, 10)
+    clipped = noise.TEST_NOISES["gaussian_clipped_8bit"](clean, 50)
+    expected = (noise.add_test_noise(clean, 50).clip(0, 1) * 255).round()
+    assert np.array_equal(clipped * 255, expected) and clipped.dtype == np.float32
+    assert (clipped == 0).any() and (clipped == 1).any()
+
+
+def test_the_noise_is_named_in_the_record(options):
+    assert run({**options, "noise": "gaussian_clipped_8bit", "sigma": [50]}, "--force_yml", "methods:DnCNN=null") == 0
+    protocol = read().protocol
+    assert protocol.noise.name == "gaussian_clipped_8bit" and "clipped" in protocol.noise.description
+    assert protocol.noise.seed == "0 for each picture" and "RandomState" in protocol.noise.generator
+    # Clipping takes noise away: fewer than the 14.15 dB of the formula.
+    assert read().find("Noisy", "A", 50).psnr_float > 14.3
+
+
+# --- what is written --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.whole
+def test_the_record_says_how_it_was_measured(options):
+    assert run({**options, "sigma": [25], "testsets": {"A": "A"}}) == 0
+    result = read()
+    assert result.failures == [] and list(result.methods) == ["Noisy", "DnCNN", "HRANet", "NLM"]
+    assert re.fullmatch(r"[0-9a-f]{40}(\+changes)?|no repository; version .*", result.commit)
+    assert result.machine.device == "cpu" and result.machine.threads == torch.get_num_threads()
+    dncnn, nlm = result.methods["DnCNN"], result.methods["NLM"]
+    assert dncnn.type == "DnCNN" and dncnn.arguments["num_conv"] == 3
+    digest = subprocess.run(["sha256sum", "weights/dncnn_25.pth"], capture_output=True, text=True).stdout[:64]
+    assert dncnn.weights["all"].model_dump() == {"file": "dncnn_25.pth", "sha256": digest}
+    cost = dncnn.costs[0]
+    assert cost.parameters == (9 * 4 + 4) + (9 * 16 + 4) + (9 * 4 + 1)
+    assert cost.macs == 16 * 16 * 9 * (4 + 16 + 4) and cost.macs_size == (1, 16, 16)
+    assert cost.latency[0].size == (1, 16, 16) and cost.latency[0].median > 0
+    assert cost.memory[0].peak > 0 and nlm.costs[0].macs is None and nlm.costs[0].latency[0].median > 0
+    assert result.testsets["A"].status == "unknown" and result.testsets["A"].pictures == 3
+    for name in ("table.md", "table.csv", "table.tex", "report.html"):
+        assert (Path("results/tiny") / name).stat().st_size > 100
+
+
+@pytest.mark.whole
+def test_a_set_is_published_only_if_its_pixels_are(options):
+    """A folder called Set12 with other pictures: no published value is set beside what was measured on it."""
+    assert run({**options, "testsets": {"Set12": "A"}}, "--force_yml", "methods:DnCNN:published=DnCNN-S") == 0
+    assert read().testsets["Set12"].status == "differs"
+    assert "(30.4" not in Path("results/tiny/table.md").read_text()
+
+
+# --- going on ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Counts what methods are run on; after ``calls.stop_at`` runs, the user presses Ctrl-C."""
+    done = []
+    run_method = methods.Method.__call__
+
+    def count(self, picture):
+        if picture.shape != (48, 48):  # not the probe
+            if len(done) == getattr(count, "stop_at", None):
+                raise KeyboardInterrupt
+            done.append((self.type, self.task.level, picture.tobytes()))
+        return run_method(self, picture)
+
+    monkeypatch.setattr(methods.Method, "__call__", count)
+    count.done = done
+    return count
+
+
+def without_times(folder):
+    content = json.loads(Path(folder, "record.json").read_text())
+    for method in content["methods"].values():
+        for cost in method["costs"]:
+            cost["latency"] = cost["memory"] = None
+    return {**content, "started": None, "name": None}
+
+
+def test_a_stopped_comparison_measures_only_what_is_missing(options, calls):
+    assert run({**options, "name": "whole"}) == 0
+    total = len(calls.done)
+    assert total == 4 * 2 * (3 + 2)  # methods, levels, pictures
+    calls.done.clear()
+    calls.stop_at = 17
+    assert run(options) == 130
+    calls.stop_at = None
+    assert run(options) == 0
+    assert len(calls.done) == len(set(calls.done)) == total
+    assert without_times("results/tiny") == without_times("results/whole")
+    before = Path("results/tiny/record.json").read_bytes()
+    assert run(options) == 0
+    assert len(calls.done) == total and Path("results/tiny/record.json").read_bytes() == before
+
+
+def test_what_changes_is_measured_again(options, calls):
+    assert run(options) == 0
+    calls.done.clear()
+    save(Path("weights/dncnn_25.pth"), DnCNN(num_feat=4, num_conv=3, bn=False), seed=99)
+    assert run(options) == 0
+    assert {(kind, level) for kind, level, _ in calls.done} == {("DnCNN", 25.0)} and len(calls.done) == 5
+    calls.done.clear()
+    picture = cv2.imread("datasets/B/0.png", cv2.IMREAD_UNCHANGED)
+    cv2.imwrite("datasets/B/0.png", 255 - picture)
+    assert run(options) == 0
+    assert len(calls.done) == 4 * 2
+
+
+def test_a_line_cut_off_by_a_kill_is_measured_again(tmp_path):
+    first = journal.Journal(tmp_path, 0)
+    first.write("a", {"psnr": 1.5})
+    with open(first.path, "a") as file:
+        file.write('["b", {"psn')
+    again = journal.Journal(tmp_path, 0)
+    assert again.values == {"a": {"psnr": 1.5}}
+    again.write("b", 2)
+    assert journal.Journal(tmp_path, 1).values == {"a": {"psnr": 1.5}, "b": 2}
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_pictures_and_make_the_same_record(options):
+    options["methods"]["Broken"] = {"weights": "nowhere.pth"}
+    assert run({**options, "name": "alone"}) == 1
+    Path("compare.yml").write_text(yaml.safe_dump(options, sort_keys=False))
+    command = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", "-m", "hranet_arch", "compare"]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(
+        [sys.executable, *command, "-opt", "compare.yml", "--launcher", "pytorch"],
+        env=environment, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert "failed: Broken" in result.stderr
+    lines = [Path(f"results/tiny/journal/{rank}.jsonl").read_text().count("psnr_float") for rank in (0, 1)]
+    assert lines[0] == 4 * 2 * (2 + 1) and lines[1] == 4 * 2 * (1 + 1)
+    assert without_times("results/tiny") == without_times("results/alone")
+
+
+# --- what fails -------------------------------------------------------------------------------------------------------
+
+
+def test_what_cannot_be_measured_is_named_and_the_rest_goes_on(options, capsys):
+    Path("datasets/Empty").mkdir()
+    cv2.imwrite("datasets/A/colour.png", np.random.default_rng(0).integers(0, 256, (40, 44, 3), dtype=np.uint8))
+    Path("datasets/A/broken.png").write_bytes(b"no picture")
+    save(Path("weights/color.pth"), DnCNN(num_in_ch=3, num_out_ch=3, num_feat=4, num_conv=3))
+    Path("weights/text.pth").write_text("no weights")
+    options["sigma"] += [-5, "much", 35]
+    options["testsets"]["Empty"] = "Empty"
+    options["testsets"]["Gone"] = "gone"
+    options["methods"] |= {
+        "Colour": {"weights": "color.pth"}, "Text": {"weights": "text.pth"}, "Gone": {"weights": "gone.pth"},
+        "Magic": {"method": "magic"}, "Random": {"network_g": {"type": "HRANet"}},
+        "Misfit": {"weights": "hranet.pth", "network_g": {"type": "HRANet", "num_feat": 8}},
+    }  # fmt: skip
+    assert run(options) == 1
+    errors = capsys.readouterr().err
+    for text in (
+        "sigma -5: sigma must be a number above 0", "sigma much: sigma must be", "Empty: datasets/Empty: no pictures",
+        "Gone: datasets/gone: no such folder", "A, colour: 3 channels, but the comparison is of grey",
+        "A, broken: broken.png: not a picture", "DnCNN, sigma 35: weights/dncnn_35.pth: there are no such weights",
+        "Colour, sigma 15: DnCNN does not take grey pictures",
+        "Text, sigma 15: weights/text.pth: not a whole checkpoint",
+        "Gone, sigma 15: weights/gone.pth: there are no such weights", "Magic, sigma 15: there is no method 'magic'",
+        "Random, sigma 15: has no weights", "Misfit, sigma 15: weights/hranet.pth does not fit HRANet",
+    ):  # fmt: skip
+        assert f"failed: {text}" in errors
+    assert "Traceback" not in errors
+    result = read()
+    assert {(one.method, one.testset, one.level) for one in result.results} == {
+        (method, testset, level)
+        for method in ("Noisy", "DnCNN", "HRANet", "NLM")
+        for testset in ("A", "B")
+        for level in (15, 25, 35)
+        if (method, level) != ("DnCNN", 35)
+    }
+    assert [one.name for one in result.find("HRANet", "A", 25).pictures] == ["0", "1", "2"]
+
+
+def test_a_method_that_breaks_on_a_picture_leaves_the_others_alone(options, capsys, monkeypatch):
+    forward = HRANet.forward
+
+    def run_out_of_memory(self, x):
+        if x.shape[-2:] == (31, 33):
+            raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 20 GiB.")
+        return forward(self, x) * (float("nan") if x.shape[-1] == 44 else 1)
+
+    monkeypatch.setattr(HRANet, "forward", run_out_of_memory)
+    assert run(options) == 1
+    errors = capsys.readouterr().err
+    assert "failed: HRANet, B, sigma 15, 0: CUDA out of memory.\n" in errors
+    assert "failed: HRANet, A, sigma 25, 2: its output is not finite\n" in errors
+    assert read().find("HRANet", "A", 15) is None and read().find("DnCNN", "B", 25) is not None
+
+
+WRONG_OPTIONS = {
+    "sigm: unknown key. Did you mean 'sigma'?": {"sigm": [15]},
+    "sigma: is missing; task denoise needs a list": {"sigma": None},
+    "scale: does not go with task denoise": {"scale": [2]},
+    "methods.X.weigths: unknown key. Did you mean 'weights'?": {"methods": {"X": {"weigths": "a", "method": "bm3d"}}},
+    "methods.X: names neither weights, nor network_g, nor method": {"methods": {"X": {}}},
+    "methods.X: has a method and a network": {"methods": {"X": {"method": "bm3d", "weights": "a"}}},
+    "methods.X.network_g.type: there is no arch 'HRA'": {"methods": {"X": {"network_g": {"type": "HRA"}}}},
+    "methods.X.network_g.num_fea: unknown key": {"methods": {"X": {"network_g": {"type": "HRANet", "num_fea": 1}}}},
+    "methods.clean: this is what the clean pictures are called": {"methods": {"clean": {"method": "wavelet"}}},
+    "testsets.A: task denoise takes a folder": {"testsets": {"A": {"gt": "a", "lq": "b"}}},
+    "device: 'cuda:7' cannot be used here": {"device": "cuda:7"},
+    "costs.rounds: 0: must be greater": {"costs": {"rounds": 0}},
+    "Gone: datasets/gone: no such folder": {"testsets": {"Gone": "gone"}},
+    "sigma 0: sigma must be a number above 0": {"sigma": [0]},
+}
+
+
+@pytest.mark.parametrize("message", WRONG_OPTIONS)
+def test_wrong_options_are_named_before_anything_is_measured(options, capsys, message):
+    assert run({**options, **WRONG_OPTIONS[message]}) == 2
+    errors = capsys.readouterr().err
+    assert message in errors and "Traceback" not in errors
+
+
+def test_a_missing_matplotlib_is_named_before_anything_is_measured(options, capsys, monkeypatch, calls):
+    monkeypatch.setattr(plan.importlib.util, "find_spec", lambda name: None)
+    assert run(options) == 2
+    assert "pip install 'hranet-arch[compare]'" in capsys.readouterr().err and calls.done == []
+
+
+def test_two_comparisons_do_not_write_into_one_folder(options, capsys):
+    from hranet_arch.pipeline import lock_folder
+
+    with lock_folder(Path("results/tiny"), 0):
+        assert run(options) == 2
+    assert "in use by another run" in capsys.readouterr().err
+
+
+# --- the shipped files ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["compare_gray", "compare_color", "compare_sr"])
+def test_shipped_files_are_understood(name):
+    from hranet_arch import options as option_files
+    from hranet_arch import registration
+
+    opt = option_files.read_options(REPOSITORY / "options" / f"{name}.yml")
+    assert option_files.check_comparison(opt, registration.registries())["name"] == name
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not SHARED.is_dir(), reason="needs the published weights and Set12 in ../shared")
+def test_the_published_weights_print_what_their_papers_say(tmp_path, monkeypatch):
+    """Set12 at 25: DnCNN-S 30.45, ADNet 30.59, FFDNet 30.44, each within 0.03 dB."""
+    monkeypatch.chdir(tmp_path)
+    flags = [f"weights_root={SHARED / 'weights'}", f"datasets_root={SHARED / 'datasets'}", "sigma=[25]"]
+    flags += ["testsets:BSD68=null", "methods:Wavelet=null", "methods:Non-local means=null"]
+    flags += ["costs={sizes: [[32, 32]], rounds: 1}"]
+    command = ["compare", "-opt", str(REPOSITORY / "options/compare_gray.yml"), "--force_yml", *flags]
+    with pytest.raises(SystemExit) as stop:
+        cli.main(command)
+    assert stop.value.code == 0
+    result = read("compare_gray")
+    assert result.testsets["Set12"].status == "exact"
+    for method, expected in (("DnCNN-S", 30.45), ("ADNet", 30.59), ("FFDNet", 30.44)):
+        assert result.find(method, "Set12", 25).psnr == pytest.approx(expected, abs=0.03)
+    dncnn = result.methods["DnCNN-S"].costs[0]
+    assert dncnn.macs == 554_112 * 256 * 256 and dncnn.parameters == pytest.approx(555_137, abs=0)
+
+
+def test_ffdnet_is_told_the_level(options):
+    """Its map is the only difference between two levels on the same input; a network told 25 scores otherwise at 50."""
+    save(Path("weights/ffdnet.pth"), FFDNet(num_feat=4, num_conv=3))
+    tasks = [methods.Task("denoise", "gray", level, torch.device("cpu"), "fp32", 0) for level in (25.0, 50.0)]
+    outputs = [
+        methods.make_method({"weights": "ffdnet.pth"}, task, Path("weights"))(np.full((12, 12), 0.5, np.float32))
+        for task in tasks
+    ]
+    assert not np.allclose(*outputs)
