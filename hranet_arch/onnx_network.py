@@ -145,7 +145,7 @@ def _open_session(model: bytes, device: torch.device):
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = ERRORS_ONLY
     options.enable_mem_pattern = False  # a plan for one size of picture; tiles at the border have others
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads would take other's time
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads would take others' time
     providers: list[object] = ["CPUExecutionProvider"]
     if device.type == "cuda":
         if not has_cuda():

@@ -23,25 +23,30 @@ from hranet_arch.networks import Description, LoadedNetwork, load_network
 from hranet_arch.onnx_network import convert
 
 WIDTHS = {"HRANet-S": 32, "HRANet": 64}  # num_feat
-SIZES = [(128, 128), (256, 256), (512, 512)]
+SIZES = [128, 256, 512]  # sides of square pictures
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", nargs="+", metavar="NAME|FILE", help="networks to time")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of both")
+    parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, metavar="N", help="sides of square pictures")
     parser.add_argument("--rounds", type=int, default=6, help="how often each has its turn")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="record to write")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     networks = [load_network(name) for name in arguments.model] if arguments.model else make_networks()
-    results = [one for network in networks for one in measure(network, arguments.rounds)]
+    results = [one for network in networks for one in measure(network, arguments.sizes, arguments.rounds)]
     record = {
         "what": "seconds of one forward pass, BatchNorm folded, fp32: PyTorch (eager) and ONNX Runtime in turns",
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
         "commit": read_commit(),
         "machine": describe_machine(),
-        "settings": {"rounds": arguments.rounds, "threads": arguments.threads, "weights": arguments.model or "random"},
+        "settings": {
+            "rounds": arguments.rounds,
+            "threads": arguments.threads,
+            "weights": [network.name for network in networks] if arguments.model else "random",
+        },
         "results": results,
     }
     arguments.output.write_text(json.dumps(record, indent=2) + "\n")
@@ -56,10 +61,10 @@ def make_networks() -> list[LoadedNetwork]:
     return networks
 
 
-def measure(network: LoadedNetwork, rounds: int) -> list[dict]:
+def measure(network: LoadedNetwork, sides: list[int], rounds: int) -> list[dict]:
     """Times a network both ways at each size, and says how many times faster ONNX Runtime is."""
     ways = {"torch": network.module, "onnxruntime": convert(network).module.forward}
-    sizes = [(network.channels, *size) for size in SIZES]
+    sizes = [(network.channels, side, side) for side in sides]
     latencies = complexity.measure_latency(ways, sizes, rounds=rounds)
     results = []
     for size in sizes:
