@@ -10,6 +10,8 @@ README = HERE / "README.md"
 VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "hranet_arch" / "__init__.py").read_text("utf-8"), re.M)[1]
 
 COMPARE = ["matplotlib", "pywavelets", "spandrel"]  # what `basicsr compare` needs beside the package itself
+ONNX = ["onnx>=1.16", "onnxruntime>=1.18", "onnxscript"]  # what `basicsr export --format onnx` needs, and runs
+DEMO = ["starlette", "uvicorn"]  # what `basicsr demo` needs
 
 setup(
     name="hranet-arch",
@@ -21,7 +23,9 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.10",
     packages=find_packages(include=["hranet_arch", "hranet_arch.*"]),
-    package_data={"hranet_arch": ["testsets.json", "published.json", "report_page.html", "weights/*"]},
+    package_data={
+        "hranet_arch": ["testsets.json", "published.json", "report_page.html", "demo_page.html", "weights/*"]
+    },
     # `tensorboard` is left out on purpose: BasicSR brings the same files as `tb-nightly`, and TensorBoard does not
     # start where both are installed.
     install_requires=[
@@ -45,9 +49,11 @@ setup(
     ],
     extras_require={
         "compare": COMPARE,
+        "onnx": ONNX,
+        "demo": DEMO,
         "bm3d": ["bm3d"],  # non-commercial licence: asked for by name alone
         # scikit-image is the tests' oracle too: named here in case the package itself stops needing it.
-        "dev": [*COMPARE, "playwright", "pytest>=9", "ruff", "scikit-image"],
+        "dev": [*COMPARE, *ONNX, *DEMO, "httpx", "playwright", "pytest>=9", "ruff", "scikit-image"],
     },
     entry_points={
         "console_scripts": [

@@ -255,7 +255,7 @@ def _denoise(arguments: argparse.Namespace) -> int:
     tasks = denoise.plan(
         arguments.input, arguments.output, is_recursive=arguments.recursive, has_compare=arguments.compare
     )
-    names = ("model", "sigma", "device", "precision", "tile", "ensemble")
+    names = ("model", "sigma", "device", "precision", "tile", "ensemble", "backend")
     settings = denoise.Settings(**{name: getattr(arguments, name) for name in names})
     failed = []
     for outcome in denoise.run(tasks, settings, is_overwriting=arguments.overwrite):
@@ -287,10 +287,13 @@ def _add_denoise_arguments(parser: argparse.ArgumentParser) -> None:
         "input", nargs="+", metavar="INPUT", help="pictures, folders of pictures, patterns such as '*.png'"
     )
     parser.add_argument("-o", "--output", required=True, metavar="OUT", help="folder, or, for one picture, a file")
-    parser.add_argument("--model", metavar="NAME|FILE", help="released network, or weights (.pth, .safetensors)")
+    text = "released network, weights (.pth, .safetensors), or an exported .onnx"
+    parser.add_argument("--model", metavar="NAME|FILE", help=text)
     text = "noise level of the pictures in grey levels; 'auto' (the default) estimates each one's"
     parser.add_argument("--sigma", type=_sigma, default="auto", metavar="N|auto|blind", help=text)
     parser.add_argument("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda, cuda:1")
+    text = "what runs the network (default: onnxruntime for an .onnx file, else torch)"
+    parser.add_argument("--backend", choices=["torch", "onnxruntime"], help=text)
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="of the convolutions")
     parser.add_argument("--tile", type=int, metavar="N", help="side of tiles in pixels (default: by the free memory)")
     parser.add_argument(
@@ -301,6 +304,58 @@ def _add_denoise_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--recursive", action="store_true", help="folders with their subfolders")
     parser.add_argument("--overwrite", action="store_true", help="make results anew that are there already")
+
+
+# --- export -----------------------------------------------------------------------------------------------------------
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    from hranet_arch import export
+    from hranet_arch.networks import load_network
+
+    network = load_network(arguments.model)
+    made = export.export(network, arguments.format, arguments.output, is_overwriting=arguments.overwrite)
+    for (count, height, width), difference in made.differences.items():
+        print(f"{count} x {height} x {width}: largest difference to PyTorch {difference:.1e}")
+    largest = max(made.differences.values())
+    print(f"{made.path}: {network.name} as {made.format}, within {largest:.1e} of PyTorch")
+
+
+def _add_export_arguments(parser: argparse.ArgumentParser) -> None:
+    text = "released network, or weights (.pth, .safetensors)"
+    parser.add_argument("--model", required=True, metavar="NAME|FILE", help=text)
+    parser.add_argument("--format", required=True, choices=["onnx", "torchscript", "safetensors"], help="of the file")
+    parser.add_argument("-o", "--output", required=True, metavar="FILE", help="NAME.onnx, NAME.pt or NAME.safetensors")
+    parser.add_argument("--overwrite", action="store_true", help="replace a file that is there already")
+
+
+# --- demo -------------------------------------------------------------------------------------------------------------
+
+
+def _demo(arguments: argparse.Namespace) -> None:
+    try:
+        import starlette  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        raise InputError("The page needs Starlette and uvicorn: pip install 'hranet-arch[demo]'.") from error
+    from hranet_arch import demo_cleaner, demo_page
+
+    cleaner = demo_cleaner.Cleaner(arguments.model or [], arguments.device)
+    app = demo_page.make_app(cleaner, arguments.host)
+    with demo_page.listen(arguments.host, arguments.port) as listening:
+        if not demo_page.is_local(arguments.host):
+            print(f"WARNING: on {arguments.host} everyone on the network can use this page. It asks for no password.")
+        host = f"[{arguments.host}]" if ":" in arguments.host else arguments.host
+        print(f"http://{host}:{listening.getsockname()[1]}/  (Ctrl-C ends it)", flush=True)
+        demo_page.serve(app, listening)
+
+
+def _add_demo_arguments(parser: argparse.ArgumentParser) -> None:
+    text = "networks to choose from: released ones' names, weights, .onnx files (default: all released ones)"
+    parser.add_argument("--model", nargs="+", metavar="NAME|FILE", help=text)
+    parser.add_argument("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda, cuda:1")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1: this machine alone)")
+    parser.add_argument("--port", type=int, default=7860, metavar="N", help="0: any that is free (7860)")
 
 
 # --- the parser -------------------------------------------------------------------------------------------------------
@@ -334,6 +389,11 @@ def _build_parser() -> argparse.ArgumentParser:
     _add(verbs, "doctor", text, _doctor, "basicsr doctor")
     text = "clean noisy pictures"
     _add_denoise_arguments(_add(verbs, "denoise", text, _denoise, "basicsr denoise scans -o clean --model net.pth"))
+    text = "write a network for other programs"
+    example = "basicsr export --model net.pth --format onnx -o net.onnx"
+    _add_export_arguments(_add(verbs, "export", text, _export, example))
+    text = "clean pictures on a page in the browser"
+    _add_demo_arguments(_add(verbs, "demo", text, _demo, "basicsr demo --model net.pth"))
     text = "parameters and multiply-accumulates, layer by layer"
     profile = _add(verbs, "profile", text, _profile, "basicsr profile --arch HRANet --force_yml network_g:num_feat=32")
     which = profile.add_mutually_exclusive_group(required=True)

@@ -63,6 +63,7 @@ class Settings:
     precision: Literal["fp32", "bf16"] = "fp32"
     tile: int | None = None
     ensemble: bool = False
+    backend: networks.Backend | None = None
     released: Mapping[str, networks.Description] = field(default_factory=networks.list_released)
 
 
@@ -228,7 +229,7 @@ class _Cleaner:
             settings = self.settings
             self.denoisers[str(weights)] = Denoiser(
                 weights, device=settings.device, precision=settings.precision, tile=settings.tile,
-                ensemble=settings.ensemble,
+                ensemble=settings.ensemble, backend=settings.backend,
             )  # fmt: skip
         return self.denoisers[str(weights)]
 

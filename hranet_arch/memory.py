@@ -63,8 +63,11 @@ def _measure_cgroup(root: Path, path: str, limit_name: str, usage_name: str) -> 
 def count_bytes_per_pixel(network: nn.Module, channels: int) -> float:
     """Bytes that a forward pass in fp32 takes at most for each pixel of a picture, weights aside.
 
-    Counted on a small picture: the most bytes of tensors alive at one time, times ``OVERHEAD``.
+    Counted on a small picture: the most bytes of tensors alive at one time, times ``OVERHEAD``. A network that other
+    programs run says itself (``bytes_per_pixel``): its tensors are not torch's.
     """
+    if (known := getattr(network, "bytes_per_pixel", None)) is not None:
+        return known
     device = next((parameter.device for parameter in network.parameters()), None)
     with torch.inference_mode(), _LiveBytes() as live:
         network(torch.zeros(1, channels, PROBE, PROBE, device=device))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +16,12 @@ from hranet_arch import baselines
 from hranet_arch.checkpoints import load_checkpoint, select_params
 from hranet_arch.errors import InputError
 
+logger = logging.getLogger(__name__)
+
 WEIGHTS = Path(__file__).resolve().parent / "weights"
 
 Sigma = float | tuple[float, float] | None
+Backend = Literal["torch", "onnxruntime"]
 
 
 @dataclass(frozen=True)
@@ -78,12 +82,14 @@ class LoadedNetwork:
         channels: of its pictures: 1 (grey) or 3 (RGB).
         takes_sigma: whether ``forward`` takes the noise level, in grey levels, as second argument.
         description: what its file says.
+        backend: what runs it; for ``'onnxruntime'`` the module is an ``OnnxNetwork``.
     """
 
     module: nn.Module
     channels: int
     takes_sigma: bool
     description: Description
+    backend: Backend = "torch"
 
     @property
     def name(self) -> str:
@@ -96,19 +102,27 @@ def list_released() -> dict[str, Description]:
     return {one.name: one for one in found if one.task == "denoise"}
 
 
-def load_network(weights: str | Path, network_g: Mapping[str, object] | None = None) -> LoadedNetwork:
+def load_network(
+    weights: str | Path, network_g: Mapping[str, object] | None = None, *, backend: Backend | None = None
+) -> LoadedNetwork:
     """Loads a released network by name, or any ``.pth`` or ``.safetensors`` file of HRANet, DnCNN, FFDNet or ADNet.
+
+    ``.onnx`` files that ``basicsr export`` wrote can be loaded too.
 
     Args:
         weights: a name, or a file: ``params_ema`` is taken before ``params``, before tensors without a key;
             a leading ``module.`` is removed. Nothing in the file is executed.
         network_g: ``type`` and arguments, for a file that does not say them and whose weights' shapes do not either
             (HRANet's ``attention_pool`` and ``attention_gate`` where they are not the defaults).
+        backend: what shall run it; None: ONNX Runtime for an ``.onnx`` file, else torch. For ``'onnxruntime'`` other
+            files are converted first, which takes about ten seconds.
 
     Raises:
         InputError: if there is no such name or file, or the file holds another network.
     """
     path = _find(weights)
+    if path.suffix == ".onnx":
+        return _load_onnx(path, backend)
     params, description = read_weights(path)
     network_g = network_g or description.network_g
     try:
@@ -119,7 +133,21 @@ def load_network(weights: str | Path, network_g: Mapping[str, object] | None = N
         module.fold_batchnorm()
     channels = (network_g or baselines.recognize(params)[1]).get("num_in_ch", 1)
     is_told = isinstance(module, baselines.FFDNet)
-    return LoadedNetwork(module.requires_grad_(False), channels, is_told, description)
+    network = LoadedNetwork(module.requires_grad_(False), channels, is_told, description)
+    if backend == "onnxruntime":
+        from hranet_arch import onnx_network
+
+        logger.info("%s is converted for ONNX Runtime; `basicsr export` keeps the result.", network.name)
+        return onnx_network.convert(network)
+    return network
+
+
+def _load_onnx(path: Path, backend: Backend | None) -> LoadedNetwork:
+    from hranet_arch import onnx_network
+
+    if backend == "torch":
+        raise InputError(f"{path}: an ONNX model is run by ONNX Runtime; for torch give the weights it was made from.")
+    return onnx_network.load_onnx(path)
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], Description]:
@@ -138,7 +166,7 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], Description]:
 
 def _find(weights: str | Path) -> Path:
     path = Path(weights)
-    if path.suffix in (".pth", ".pt", ".safetensors") or path.is_file():
+    if path.suffix in (".pth", ".pt", ".safetensors", ".onnx") or path.is_file():
         return path
     released = list_released()
     if str(weights) in released:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from hranet_arch import memory, tiling
 from hranet_arch.errors import InputError
-from hranet_arch.networks import LoadedNetwork, load_network
+from hranet_arch.networks import Backend, LoadedNetwork, load_network
 from hranet_arch.noise import estimate_sigma
 from hranet_arch.symmetries import IDENTITY, SYMMETRIES
 
@@ -60,13 +60,14 @@ class Denoiser:
         clean = denoiser(noisy)
 
     Args:
-        weights: a released network's name, a ``.pth`` or ``.safetensors`` file, or a ``LoadedNetwork``.
+        weights: a released network's name, a ``.pth``, ``.safetensors`` or ``.onnx`` file, or a ``LoadedNetwork``.
         device: ``'auto'`` (a GPU if there is one), ``'cpu'``, ``'cuda'``, ``'cuda:1'``.
         precision: ``'fp32'``, or ``'bf16'`` for convolutions in 16 bits: faster on hardware made for it, less exact.
         tile: side in pixels of the tiles that large pictures are cut into; None: as large as the free memory allows.
             The result is the same.
         ensemble: the mean over the picture's eight symmetries: a little better, eight times the work.
         network_g: see ``load_network``.
+        backend: see ``load_network``.
 
     Raises:
         InputError: for a value outside of these, and as ``load_network`` does.
@@ -81,6 +82,7 @@ class Denoiser:
         tile: int | None = None,
         ensemble: bool = False,
         network_g: Mapping[str, object] | None = None,
+        backend: Backend | None = None,
     ) -> None:
         if precision not in ("fp32", "bf16"):
             raise InputError(f"Denoiser: precision={precision!r} is not allowed: it must be 'fp32' or 'bf16'.")
@@ -88,11 +90,14 @@ class Denoiser:
             raise InputError(
                 f"Denoiser: tile={tile!r} is not allowed: it must be at least {tiling.SMALLEST_TILE} pixels, or None."
             )
+        is_loaded = isinstance(weights, LoadedNetwork)
+        self.network = weights if is_loaded else load_network(weights, network_g, backend=backend)
         self.device = _find_device(device)
-        self.network = weights if isinstance(weights, LoadedNetwork) else load_network(weights, network_g)
-        self.module = self.network.module.to(self.device)
         self.precision = precision
         self.tile = tile
+        if self.network.backend == "onnxruntime":
+            self._check_onnx(device)
+        self.module = self.network.module.to(self.device)
         self.symmetries = SYMMETRIES if ensemble else (IDENTITY,)
         self._bytes_per_pixel: float | None = None
 
@@ -137,6 +142,20 @@ class Denoiser:
             self._run(source, target, sigma, lambda done, i=i: report((i + done) / len(parts)))
         return Restoration(output, sigma, is_by_channel)
 
+    def _check_onnx(self, device: str | torch.device) -> None:
+        """What an ONNX network cannot do; and a GPU is taken by itself only where its runtime can use it."""
+        from hranet_arch.onnx_network import has_cuda
+
+        if self.precision != "fp32":
+            raise InputError(f"precision={self.precision!r} is not allowed: ONNX Runtime runs this network in 'fp32'.")
+        if self.tile and not self.network.module.is_divisible:
+            raise InputError(
+                f"tile={self.tile} is not allowed: {self.network.name} averages over the whole picture, and as an ONNX "
+                "model cannot go tile by tile."
+            )
+        if device == "auto" and not has_cuda():
+            self.device = torch.device("cpu")
+
     def _run(self, x: Tensor, y: Tensor, sigma: float | None, report: Callable[[float], None]) -> None:
         run = partial(self.module, sigma=sigma) if self.network.takes_sigma else self.module
         dtype = torch.bfloat16 if self.precision == "bf16" else None
@@ -172,10 +191,19 @@ class Denoiser:
             budget = min(budget, max(CPU_BUDGET - 2 * x.nbytes, SMALLEST_BUDGET))
         return int(budget / self._bytes_per_pixel)
 
-    def _fit_tile(self, x: Tensor) -> int:
+    def _fit_tile(self, x: Tensor) -> int | None:
+        if not getattr(self.module, "is_divisible", True):
+            self._check_whole(x)
+            return None
         halo = tiling.Reach.of(self.module).halo
         side = int(self._count_pixels(x) ** 0.5) - 2 * halo
         return min(max(side // 8 * 8, tiling.SMALLEST_TILE), LARGEST_TILE)
+
+    def _check_whole(self, x: Tensor) -> None:
+        from hranet_arch.onnx_network import explain_whole
+
+        if x.shape[-2] * x.shape[-1] > self._count_pixels(x):
+            raise InputError(explain_whole(x.shape[-2:]))
 
     # --- what may come in ---
 

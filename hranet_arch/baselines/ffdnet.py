@@ -86,9 +86,11 @@ class FFDNet(nn.Module):
             ValueError: if there are neither one nor ``n`` noise levels.
         """
         levels = torch.as_tensor(sigma, dtype=z.dtype, device=z.device).reshape(-1, 1, 1, 1)
-        if len(levels) not in (1, len(z)):
-            raise ValueError(f"FFDNet: {len(levels)} noise levels for {len(z)} pictures; give one, or one for each.")
-        return (levels / 255).expand(len(z), 1, *z.shape[-2:])
+        if levels.shape[0] not in (1, z.shape[0]):
+            raise ValueError(
+                f"FFDNet: {levels.shape[0]} noise levels for {z.shape[0]} pictures; give one, or one for each."
+            )
+        return (levels / 255).expand(z.shape[0], 1, *z.shape[-2:])
 
     @property
     def halo(self) -> int:

@@ -1,0 +1,93 @@
+"""PyTorch against ONNX Runtime on this processor: the same network, BatchNorm folded, fp32, in turns.
+
+    python scripts/benchmark_onnx.py --output docs/records/onnx.json
+
+Without ``--model`` the networks have the sizes of the released ones and random weights, which take as long.
+The ONNX models are checked against PyTorch before they are timed. Writes one JSON record.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import subprocess
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+from hranet_arch import HRANet, complexity
+from hranet_arch.networks import Description, LoadedNetwork, load_network
+from hranet_arch.onnx_network import convert
+
+WIDTHS = {"HRANet-S": 32, "HRANet": 64}  # num_feat
+SIZES = [(128, 128), (256, 256), (512, 512)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", nargs="+", metavar="NAME|FILE", help="networks to time")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of both")
+    parser.add_argument("--rounds", type=int, default=6, help="how often each has its turn")
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="record to write")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    networks = [load_network(name) for name in arguments.model] if arguments.model else make_networks()
+    results = [one for network in networks for one in measure(network, arguments.rounds)]
+    record = {
+        "what": "seconds of one forward pass, BatchNorm folded, fp32: PyTorch (eager) and ONNX Runtime in turns",
+        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
+        "commit": read_commit(),
+        "machine": describe_machine(),
+        "settings": {"rounds": arguments.rounds, "threads": arguments.threads, "weights": arguments.model or "random"},
+        "results": results,
+    }
+    arguments.output.write_text(json.dumps(record, indent=2) + "\n")
+
+
+def make_networks() -> list[LoadedNetwork]:
+    networks = []
+    for name, num_feat in WIDTHS.items():
+        torch.manual_seed(0)
+        module = HRANet(num_feat=num_feat).fold_batchnorm().requires_grad_(False)
+        networks.append(LoadedNetwork(module, 1, False, Description(name, Path(name))))
+    return networks
+
+
+def measure(network: LoadedNetwork, rounds: int) -> list[dict]:
+    """Times a network both ways at each size, and says how many times faster ONNX Runtime is."""
+    ways = {"torch": network.module, "onnxruntime": convert(network).module.forward}
+    sizes = [(network.channels, *size) for size in SIZES]
+    latencies = complexity.measure_latency(ways, sizes, rounds=rounds)
+    results = []
+    for size in sizes:
+        of_size = {one.model: one for one in latencies if one.size == size}
+        ratio = of_size["torch"].median / of_size["onnxruntime"].median
+        print(f"{network.name} {size[1]} x {size[2]}: ", end="")
+        print(", ".join(f"{name} {one.median * 1000:.1f} ms" for name, one in of_size.items()), f"({ratio:.2f} times)")
+        results += [
+            {"network": network.name, "backend": name} | {k: v for k, v in asdict(one).items() if k != "model"}
+            for name, one in of_size.items()
+        ]
+    return results
+
+
+def describe_machine() -> dict:
+    machine = complexity.describe_machine()
+    machine["versions"] |= {name: metadata.version(name) for name in ("onnx", "onnxruntime", "onnxscript")}
+    return machine
+
+
+def read_commit() -> str:
+    """The commit that is checked out, with ``+changes`` where files differ from it."""
+    folder = Path(__file__).resolve().parent
+    run = {"cwd": folder, "capture_output": True, "text": True, "check": True}
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], **run).stdout.strip()
+    changes = subprocess.run(["git", "status", "--porcelain", "--untracked-files=no"], **run).stdout.strip()
+    return f"{commit}+changes" if changes else commit
+
+
+if __name__ == "__main__":
+    main()
