@@ -17,7 +17,7 @@ PACKAGE = REPOSITORY / "hranet_arch"
 WITHOUT_BASICSR = (
     "hranet", "tiling", "noise", "images", "errors", "metrics", "checkpoints", "lmdb_reader", "schema", "options",
     "prepare", "sample", "baselines", "complexity", "testsets",
-    "overlaps",
+    "overlaps", "device_batches", "allocator",
 )  # fmt: skip
 README = (REPOSITORY / "README.md").read_text()
 
