@@ -354,6 +354,24 @@ def describe_machine(device: str | torch.device = "cpu") -> dict:
     return machine
 
 
+def describe_commit() -> str:
+    """The commit of this package's repository, with ``+changes`` if its files differ from it; else its version."""
+    folder = Path(__file__).parent
+    try:
+        tracked = _git(folder, "ls-files", "--", Path(__file__).name)
+        commit, changes = _git(folder, "rev-parse", "HEAD"), _git(folder, "status", "--porcelain", "--", ".")
+    except (OSError, subprocess.CalledProcessError):  # no git, or no repository
+        tracked = ""
+    if not tracked:  # installed, perhaps inside somebody else's repository
+        return f"no repository; version {__version__}"
+    return f"{commit}+changes" if changes else commit
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(folder), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
 def _name_cpu() -> str:
     with contextlib.suppress(OSError, StopIteration):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
