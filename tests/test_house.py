@@ -63,7 +63,8 @@ def test_nothing_is_evaluated_and_only_the_command_prints():
 
 
 @pytest.mark.parametrize(
-    "text", ["README.md", "docs/method.md", "docs/distributed.md", "docs/install.md", "CHANGELOG.md"]
+    "text",
+    ["README.md", "docs/method.md", "docs/distributed.md", "docs/install.md", "docs/performance.md", "CHANGELOG.md"],
 )
 def test_files_that_documents_name_exist(text):
     content = (REPOSITORY / text).read_text()
