@@ -95,12 +95,14 @@ def _run_options(arguments: argparse.Namespace) -> None:
 
 
 def _start(opt: dict, launcher: str) -> None:
-    """What BasicSR's ``parse_options`` does besides parsing: processes and seeds."""
+    """What BasicSR's ``parse_options`` does besides parsing, processes and seeds; and memory."""
     from basicsr.utils import set_random_seed
     from basicsr.utils.dist_util import get_dist_info
 
     from hranet_arch import pipeline
+    from hranet_arch.allocator import keep_freed_memory
 
+    keep_freed_memory()
     opt["dist"] = launcher != "none"
     if opt["dist"]:
         pipeline.start_distributed(launcher, opt["num_gpu"] > 0, (opt.get("dist_params") or {}).get("port"))

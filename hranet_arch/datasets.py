@@ -65,11 +65,15 @@ class PictureStore:
         """Returns float32 ``(h, w, 1)`` or BGR ``(h, w, 3)`` in [0, 1]; a new array each time."""
         image = self.cache.get(key) if self.cache is not None else None
         if image is None:
-            image = decode_image(self._read_bytes(key), self.path(key), self.color)
+            image = self.decode(key)
             if self.cache is not None:
                 self.cache[key] = image
         image = to_float(image, self.path(key))
         return image[..., None] if image.ndim == 2 else image
+
+    def decode(self, key: str) -> np.ndarray:
+        """Returns the picture in its own depth, ``(h, w)`` or BGR ``(h, w, 3)``; never from the cache."""
+        return decode_image(self._read_bytes(key), self.path(key), self.color)
 
     def _read_bytes(self, key: str) -> bytes:
         if self._client is None:
@@ -141,7 +145,8 @@ class GaussianDenoisingDataset(Dataset):
         opt: ``name``, ``phase``, ``dataroot_gt`` (folder or ``.lmdb``), ``sigma`` in grey levels (a number, or
             ``[lowest, highest]`` to draw from in training), ``color`` (``gray`` or ``rgb``), ``clip`` and
             ``quantize`` (make the noisy picture fit an 8-bit file), ``cache`` (``ram``), ``meta_info_file``; for
-            training ``gt_size``, ``use_hflip``, ``use_rot``.
+            training ``gt_size``, ``use_hflip``, ``use_rot``, and ``degrade_on``: ``loader`` makes samples one by one,
+            here; ``device`` makes whole batches, in ``device_batches``, and this class only finds the pictures.
     """
 
     def __init__(self, opt: dict) -> None:

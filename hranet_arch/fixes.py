@@ -72,7 +72,8 @@ def decode_by_depth() -> None:
 @_fix
 def average_ema_with_buffers() -> None:
     """``models/base_model.py:75-82``: the EMA network never gets BatchNorm's statistics, so what is validated and
-    saved as ``params_ema`` normalises with mean 0 and variance 1. Buffers are averaged here as the weights are.
+    saved as ``params_ema`` normalises with mean 0 and variance 1. Buffers are averaged here as the weights are, all
+    tensors at once instead of one by one.
 
     Delete when ``model_ema`` handles ``named_buffers``.
     """
@@ -80,12 +81,12 @@ def average_ema_with_buffers() -> None:
 
     def model_ema(self, decay: float = 0.999) -> None:
         net = self.get_bare_model(self.net_g)
+        pairs = list(zip(self.net_g_ema.state_dict().values(), net.state_dict().values(), strict=True))
+        averages, values = zip(*[pair for pair in pairs if pair[0].is_floating_point()])
         with torch.no_grad():
-            averages, values = self.net_g_ema.state_dict().values(), net.state_dict().values()
-            for average, value in zip(averages, values):
-                if average.is_floating_point():
-                    average.lerp_(value, 1 - decay)
-                else:
+            torch._foreach_lerp_(averages, values, 1 - decay)
+            for average, value in pairs:
+                if not average.is_floating_point():
                     average.copy_(value)
 
     BaseModel.model_ema = model_ema
@@ -188,9 +189,11 @@ def resume_with_the_options_given() -> None:
         ):
             options = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
             is_same = _schedule_of(scheduler.state_dict()) == _schedule_of(scheduler_state)
-            optimizer.load_state_dict(optimizer_state)
-            for group, given in zip(optimizer.param_groups, options):
-                group.update({k: v for k, v in given.items() if not (is_same and k in ("lr", "initial_lr"))})
+            kept = ("params", "lr", "initial_lr") if is_same else ("params",)
+            groups = zip(optimizer_state["param_groups"], options)
+            groups = [{**saved, **{k: v for k, v in given.items() if k not in kept}} for saved, given in groups]
+            # Before the states are loaded: whether the optimiser is fused decides on which device some of them lie.
+            optimizer.load_state_dict({**optimizer_state, "param_groups": groups})
             if is_same:
                 scheduler.load_state_dict(scheduler_state)
                 continue

@@ -18,7 +18,11 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 
 class LayerNorm2d(nn.LayerNorm):
-    """Layer normalisation over the channels of each pixel of an ``(n, c, h, w)`` tensor."""
+    """Layer normalisation over the channels of each pixel of an ``(n, c, h, w)`` tensor.
+
+    In channels-last memory, where a pixel's channels lie side by side, nothing is copied; in contiguous memory the
+    input is.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
@@ -47,7 +51,7 @@ class LightweightBlock(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         u = self.norm(z)
         s = self.separable1(u) + self.separable2(u)
-        t = F.relu(self.conv5x5(s)) + F.relu(self.conv3x3(s))
+        t = F.relu(self.conv5x5(s), inplace=True) + F.relu(self.conv3x3(s), inplace=True)
         return self.conv1x1(t)
 
 
@@ -178,7 +182,8 @@ class CNNDenoiser(nn.Sequential):
         layers: list[nn.Module] = []
         for width in [num_in_ch, *[num_feat] * 4]:
             # The BatchNorm behind it has a bias of its own.
-            layers += [nn.Conv2d(width, num_feat, 3, padding=1, bias=False), nn.BatchNorm2d(num_feat), nn.ReLU()]
+            conv = nn.Conv2d(width, num_feat, 3, padding=1, bias=False)
+            layers += [conv, nn.BatchNorm2d(num_feat), nn.ReLU(inplace=True)]
         super().__init__(*layers, nn.Conv2d(num_feat, num_out_ch, 3, padding=1))
 
     def fold_batchnorm(self) -> None:
@@ -245,7 +250,7 @@ class HRANet(nn.Module):
 
         self.num_block = num_block
         self.attention_pool = attention_pool
-        self.feature_extraction = nn.Sequential(nn.Conv2d(num_in_ch, num_feat, 3, padding=1), nn.ReLU())
+        self.feature_extraction = nn.Sequential(nn.Conv2d(num_in_ch, num_feat, 3, padding=1), nn.ReLU(inplace=True))
         self.coarse_denoising = CoarseDenoising(
             num_feat=num_feat,
             num_block=num_block,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import random
 from collections import OrderedDict
@@ -34,10 +35,13 @@ class RestorationModel(SRModel):
     """BasicSR's ``SRModel`` with mixed precision, clipping, accumulation, a guard against NaN, tiles, exact resume.
 
     Options beyond those of ``SRModel``, all with defaults, in ``train:``: ``precision`` (``fp32``, ``bf16``,
-    ``fp16``), ``channels_last``, ``compile``, ``accumulate`` (parts that a batch is cut into; their gradients are
-    added), ``grad_clip`` (largest gradient norm), ``max_skipped`` (iterations in a row that may be lost to losses that
-    are not finite). In ``val:``: ``tile`` (pictures of more pixels than ``tile * tile`` are run in tiles), ``halo``,
-    ``best_on`` (the validation set whose first metric picks ``net_g_best.pth``; ``none`` for no set).
+    ``fp16``), ``channels_last``, ``compile`` (true, or a mode of ``torch.compile``), ``accumulate`` (parts that a batch
+    is cut into; their gradients are added), ``grad_clip`` (largest gradient norm), ``max_skipped`` (iterations in a row
+    that may be lost to losses that are not finite). In ``val:``: ``tile`` (pictures of more pixels than ``tile * tile``
+    are run in tiles), ``halo``, ``best_on`` (the validation set whose first metric picks ``net_g_best.pth``; ``none``
+    for no set).
+
+    A step never waits for a GPU: whether it is lost is decided there, and read when the log is printed.
     """
 
     def __init__(self, opt: dict) -> None:
@@ -45,6 +49,8 @@ class RestorationModel(SRModel):
         self.autocast_dtype = AUTOCAST[train_opt.get("precision", "fp32")]
         self.memory_format = torch.channels_last if train_opt.get("channels_last") else torch.contiguous_format
         self.skipped = self.skipped_in_a_row = 0
+        self.unread: tuple[int, OrderedDict[str, Tensor]] | None = None
+        self.listed: torch.nn.Module | None = None
         self.pending_random_state: dict | None = None
         self.progress: tqdm | None = None
         super().__init__(opt)
@@ -56,35 +62,66 @@ class RestorationModel(SRModel):
         self.max_norm = train_opt.get("grad_clip") or float("inf")
         self.max_skipped = train_opt.get("max_skipped", 100)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.autocast_dtype is torch.float16)
-        net = self.get_bare_model(self.net_g).to(memory_format=self.memory_format)
+        for net in (self.net_g, getattr(self, "net_g_ema", None)):
+            if net is not None:
+                net.to(memory_format=self.memory_format)
         if train_opt.get("compile"):
-            net.compile()  # in place: the keys of the state dict stay
+            mode = train_opt["compile"] if isinstance(train_opt["compile"], str) else "default"
+            self.get_bare_model(self.net_g).compile(mode=mode)  # in place: the keys of the state dict stay
+        # How many iterations are lost in all, and in a row; kept where they are counted.
+        self.losts = torch.zeros(2, dtype=torch.int64, device=self.device)
+        every = min(self.opt.get("logger", {}).get("print_freq", 100), self.max_skipped)
+        self.read_every = every if self.device.type == "cuda" and self._takes_flag() else 1
+
+    def get_optimizer(self, optim_type: str, params, lr: float, **kwargs) -> torch.optim.Optimizer:
+        """One kernel for all weights, where the optimiser has it and the options do not say otherwise."""
+        known = inspect.signature(getattr(torch.optim, optim_type)).parameters
+        if "fused" in known and not {"fused", "foreach", "differentiable"} & set(kwargs):
+            kwargs["fused"] = True
+        return super().get_optimizer(optim_type, params, lr, **kwargs)
 
     # --- one training step ---
 
     def feed_data(self, data: dict) -> None:
-        super().feed_data(data)
-        self.lq = self.lq.contiguous(memory_format=self.memory_format)
+        self.lq = data["lq"].to(self.device, non_blocking=True, memory_format=self.memory_format)
+        if "gt" in data:
+            self.gt = data["gt"].to(self.device, non_blocking=True)
 
     def optimize_parameters(self, current_iter: int) -> None:
         self._restore_random_state()
+        self._list_tensors()
         self.optimizer_g.zero_grad()
-        buffers = [buffer.clone() for buffer in self.net_g.buffers()]
+        before = [buffer.clone() for buffer in self.buffers]
         losses = self._backward()
         self.scaler.unscale_(self.optimizer_g)
-        norm = torch.nn.utils.clip_grad_norm_(self.net_g.parameters(), self.max_norm)
-        if self._is_finite(losses, norm):
-            self.scaler.step(self.optimizer_g)
-            self.scaler.update()
-            self.skipped_in_a_row = 0
-            self.log_dict = self.reduce_loss_dict(losses)
-            if self.ema_decay > 0:
-                # Young averages forget faster: with a fixed decay the random start would weigh on short runs.
-                self.model_ema(decay=min(self.ema_decay, (1 + current_iter) / (10 + current_iter)))
-        else:
-            self._skip(current_iter, buffers)
-        self.log_dict["learning_rate"] = self.get_current_learning_rate()[0]
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.max_norm)
+        is_lost = self._is_lost(losses, norm)
+        self._step(is_lost)
+        for buffer, value in zip(self.buffers, before):
+            torch.where(is_lost, value, buffer, out=buffer)  # BatchNorm's statistics without this batch
+        if self.ema_decay > 0:
+            # Young averages forget faster: with a fixed decay the random start would weigh on short runs.
+            decay = min(self.ema_decay, (1 + current_iter) / (10 + current_iter))
+            self._average(torch.where(is_lost, 0.0, 1 - decay))
+        self.losts[0] += is_lost
+        self.losts[1] = (self.losts[1] + 1) * is_lost
+        self.unread = (current_iter, losses)
+        if current_iter % self.read_every == 0:
+            self._read_log()
         self._show_progress(current_iter)
+
+    def _list_tensors(self) -> None:
+        """Once for a network: walking through its modules would take longer than what a GPU then computes."""
+        if self.listed is self.net_g:
+            return
+        self.listed = self.net_g
+        self.parameters, self.buffers = list(self.net_g.parameters()), list(self.net_g.buffers())
+        pairs = []
+        if self.ema_decay > 0:
+            values = self.get_bare_model(self.net_g).state_dict().values()
+            pairs = list(zip(self.net_g_ema.state_dict().values(), values, strict=True))
+        self.averaged = [list(part) for part in zip(*[pair for pair in pairs if pair[0].is_floating_point()])]
+        self.copied = [list(part) for part in zip(*[pair for pair in pairs if not pair[0].is_floating_point()])]
 
     def _backward(self) -> OrderedDict[str, Tensor]:
         """Adds up the gradients of the batch, part by part; returns the batch's mean of each loss."""
@@ -118,23 +155,58 @@ class RestorationModel(SRModel):
                     losses[name] = loss
         return losses
 
-    def _is_finite(self, losses: dict[str, Tensor], norm: Tensor) -> bool:
+    def _is_lost(self, losses: dict[str, Tensor], norm: Tensor) -> Tensor:
+        """Whether the loss or its gradient is not finite; on the device, where nobody waits for the answer."""
         total = sum(losses.values())
         if self.opt["dist"]:
             torch.distributed.all_reduce(total)  # every rank must decide alike
         # fp16's scaler tries scales that overflow the gradients on purpose, and leaves out those steps itself.
-        return bool(torch.isfinite(total)) and (self.scaler.is_enabled() or bool(torch.isfinite(norm)))
+        return ~torch.isfinite(total if self.scaler.is_enabled() else total + norm)
 
-    def _skip(self, current_iter: int, buffers: list[Tensor]) -> None:
-        """Leaves the network as it was: no step, and BatchNorm's statistics without this batch."""
-        for buffer, before in zip(self.net_g.buffers(), buffers):
-            buffer.copy_(before)
+    def _takes_flag(self) -> bool:
+        """Whether the optimiser's step reads on the device that it must change nothing; torch's fused ones do."""
+        return getattr(self.optimizer_g, "_step_supports_amp_scaling", False)
+
+    def _step(self, is_lost: Tensor) -> None:
         if self.scaler.is_enabled():
+            self.scaler.step(self.optimizer_g)
             self.scaler.update()
-        self.skipped += 1
-        self.skipped_in_a_row += 1
-        self.log_dict = OrderedDict(skipped=self.skipped)
-        get_root_logger().warning(f"Iteration {current_iter}: the loss or its gradient is not finite; skipped.")
+        elif self._takes_flag():
+            self.optimizer_g.found_inf = is_lost.float()  # as torch's GradScaler hands it over
+            self.optimizer_g.step()
+            del self.optimizer_g.found_inf
+        elif not is_lost:
+            self.optimizer_g.step()
+
+    @torch.no_grad()
+    def _average(self, weight: Tensor) -> None:
+        """Moves the averaged network towards the trained one, all tensors at once."""
+        averages, values = self.averaged
+        steps = torch._foreach_sub(values, averages)
+        torch._foreach_mul_(steps, weight)
+        torch._foreach_add_(averages, steps)
+        for average, value in zip(*self.copied):
+            average.copy_(value)
+
+    def get_current_log(self) -> OrderedDict:
+        self._read_log()
+        return self.log_dict
+
+    def _read_log(self) -> None:
+        """Waits for the device: the losses of the last iteration, and how many were lost since the last reading."""
+        if self.unread is None:
+            return
+        (current_iter, losses), self.unread = self.unread, None
+        before, (self.skipped, self.skipped_in_a_row) = self.skipped, self.losts.tolist()
+        is_lost = self.skipped_in_a_row > 0
+        self.log_dict = OrderedDict(skipped=self.skipped) if is_lost else self.reduce_loss_dict(losses)
+        self.log_dict["learning_rate"] = self.get_current_learning_rate()[0]
+        if self.skipped == before:
+            return
+        get_root_logger().warning(
+            f"Iteration {current_iter}: the loss or its gradient is not finite; skipped "
+            f"({self.skipped - before} of the last {self.read_every}, {self.skipped} in all)."
+        )
         if self.skipped_in_a_row >= self.max_skipped:
             raise TrainingError(
                 f"The loss was not finite in {self.skipped_in_a_row} iterations in a row, up to {current_iter}. "
@@ -196,7 +268,7 @@ class RestorationModel(SRModel):
         version, keys, *rest = np.random.get_state()
         return {
             "scaler": self.scaler.state_dict(),
-            "skipped": self.skipped,
+            "skipped": int(self.losts[0]),
             "best": getattr(self, "best_metric_results", {}),
             "random": {
                 "python": random.getstate(),
@@ -210,7 +282,7 @@ class RestorationModel(SRModel):
         super().resume_training(resume_state)
         if resume_state.get("scaler"):
             self.scaler.load_state_dict(resume_state["scaler"])
-        self.skipped = resume_state.get("skipped", 0)
+        self.skipped = self.losts[0] = resume_state.get("skipped", 0)
         if resume_state.get("best"):
             self.best_metric_results = resume_state["best"]
         self.pending_random_state = resume_state.get("random")
@@ -237,11 +309,11 @@ class DenoisingModel(RestorationModel):
 
     def feed_data(self, data: dict) -> None:
         super().feed_data(data)
-        self.sigma = data["sigma"].to(self.device) if "sigma" in data else None
+        self.sigma = data["sigma"].to(self.device, non_blocking=True) if "sigma" in data else None
 
     def run_network(self, net: torch.nn.Module, lq: Tensor, part: slice) -> Tensor:
-        takes_sigma = "sigma" in inspect.signature(self.get_bare_model(net).forward).parameters
-        return net(lq, self.sigma[part]) if takes_sigma and self.sigma is not None else net(lq)
+        takes_sigma = self.sigma is not None and _takes_sigma(type(self.get_bare_model(net)))
+        return net(lq, self.sigma[part]) if takes_sigma else net(lq)
 
     def init_training_settings(self) -> None:
         train_opt = self.opt["train"]
@@ -249,3 +321,8 @@ class DenoisingModel(RestorationModel):
             # The mean over all values instead of the source's 1/(2N) sum: the same minimiser.
             train_opt["pixel_opt"] = {"type": "MSELoss", "loss_weight": 1.0, "reduction": "mean"}
         super().init_training_settings()
+
+
+@functools.cache
+def _takes_sigma(network: type[torch.nn.Module]) -> bool:
+    return "sigma" in inspect.signature(network.forward).parameters

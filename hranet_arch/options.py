@@ -347,9 +347,19 @@ def _check_dataset(where: str, dataset: dict, phase: str) -> list[str]:
         errors.append(f"{where}.persistent_workers: true, but {why}; remove it.")
     if dataset.get("prefetch_mode") == "cuda" and not dataset["pin_memory"]:
         errors.append(f"{where}.prefetch_mode: 'cuda' needs pin_memory: true.")
+    if dataset.get("degrade_on") == "device":
+        errors += _check_degraded_on_device(where, dataset, phase)
     if isinstance(dataset.get("sigma"), list) and phase != "train":
         errors.append(f"{where}.sigma: {dataset['sigma']} is a range; a test has one level. Name a set for each level.")
     return errors
+
+
+def _check_degraded_on_device(where: str, dataset: dict, phase: str) -> list[str]:
+    if phase != "train":
+        return [f"{where}.degrade_on: device is for training; tests have the field's fixed noise. Remove it."]
+    if dataset.get("prefetch_mode"):
+        return [f"{where}.prefetch_mode: with degrade_on: device there is nothing to read ahead; remove it."]
+    return []
 
 
 def _how_to_make(key: str, dataset: dict) -> str:

@@ -37,6 +37,7 @@ from basicsr.utils import logger as basicsr_logger
 from basicsr.utils.dist_util import master_only
 
 from hranet_arch import checkpoints
+from hranet_arch.device_batches import DeviceLoader
 from hranet_arch.errors import InputError, Interrupted
 
 logger = logging.getLogger(__name__)
@@ -228,12 +229,9 @@ def create_train_val_dataloader(opt: dict, basicsr_log: logging.Logger) -> tuple
         if phase == "train":
             ratio = dataset_opt.get("dataset_enlarge_ratio", 1)
             sampler = ResumableSampler(dataset, opt["world_size"], opt["rank"], ratio, opt["manual_seed"])
-            dataset = SeededDataset(dataset)
-        loaders[phase] = build_dataloader(
-            dataset, dataset_opt, num_gpu=opt["num_gpu"], dist=opt["dist"], sampler=sampler, seed=opt["manual_seed"]
-        )
-        # Of its own: starting an iteration draws from it, which must not shift what the network draws (dropout).
-        loaders[phase].generator = torch.Generator()
+            if dataset_opt.get("degrade_on") != "device":
+                dataset = SeededDataset(dataset)
+        loaders[phase] = _build_loader(dataset, dataset_opt, sampler, opt)
         basicsr_log.info(f"{dataset_opt['name']}: {len(dataset)} pictures for {phase}.")
     train_loader = loaders.pop("train")
     iterations = len(train_loader)
@@ -254,6 +252,22 @@ def create_train_val_dataloader(opt: dict, basicsr_log: logging.Logger) -> tuple
     return train_loader, train_loader.sampler, list(loaders.values()), total_epochs, total_iters
 
 
+def _build_loader(dataset: Dataset, dataset_opt: dict, sampler: ResumableSampler | None, opt: dict):
+    if dataset_opt.get("degrade_on") == "device":
+        batch_size = dataset_opt["batch_size_per_gpu"] * (1 if opt["dist"] else max(opt["num_gpu"], 1))
+        device = torch.device("cuda", torch.cuda.current_device()) if opt["num_gpu"] else torch.device("cpu")
+        try:
+            return DeviceLoader(dataset, sampler, batch_size, device)
+        except InputError as error:
+            raise InputError(f"datasets.train: {error}") from error
+    loader = build_dataloader(
+        dataset, dataset_opt, num_gpu=opt["num_gpu"], dist=opt["dist"], sampler=sampler, seed=opt["manual_seed"]
+    )
+    # Of its own: starting an iteration draws from it, which must not shift what the network draws (dropout).
+    loader.generator = torch.Generator()
+    return loader
+
+
 def _build_dataset(phase: str, dataset_opt: dict) -> Dataset:
     try:
         return build_dataset(dataset_opt)
@@ -272,12 +286,18 @@ class ResumableSampler(EnlargedSampler):
         self.first = (0, 0)  # a resumed run's epoch, and how many of its samples are done
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
+        for place, index in self.list_places():
+            yield index, self.make_seed(place)
+
+    def list_places(self) -> list[tuple[int, int]]:
+        """What is left of the epoch: each sample's place in it, and the picture's index."""
         epoch, done = self.first
-        for place, index in enumerate(super().__iter__()):
-            if self.epoch == epoch and place < done:
-                continue
-            words = np.random.SeedSequence([self.seed, self.epoch, self.rank, place]).generate_state(1)
-            yield index, int(words[0])
+        return list(enumerate(super().__iter__()))[done if self.epoch == epoch else 0 :]
+
+    def make_seed(self, place: int) -> int:
+        """A seed for this place of this epoch on this rank, and for no other."""
+        words = np.random.SeedSequence([self.seed, self.epoch, self.rank, place]).generate_state(1)
+        return int(words[0])
 
 
 class SeededDataset(Dataset):

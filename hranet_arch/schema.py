@@ -92,6 +92,7 @@ class GaussianDenoising(OtherDataset):
     clip: bool = False
     quantize: bool = False
     cache: Literal["ram"] | None = None
+    degrade_on: Literal["loader", "device"] = "loader"
 
 
 class PairedDenoising(OtherDataset):
@@ -148,7 +149,7 @@ class Train(Section):
 class RestorationTrain(Train):
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     channels_last: bool = False
-    compile: bool = False
+    compile: bool | Literal["default", "reduce-overhead", "max-autotune"] = False
     accumulate: Positive = 1
     grad_clip: Annotated[Number, Field(gt=0)] | None = None
     max_skipped: Positive = 100

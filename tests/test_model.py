@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from hranet_arch import registration
 from hranet_arch.errors import TrainingError
@@ -34,13 +35,13 @@ def registered():
     del registration.ARCH_REGISTRY._obj_map["ScaleNet"]
 
 
-def make_model(cls=DenoisingModel, **train):
+def make_model(cls=DenoisingModel, network_g=None, **train):
     options = {
         "num_gpu": 0, "is_train": True, "dist": False, "rank": 0, "scale": 1, "name": "model",
-        "network_g": {"type": "ScaleNet"},
+        "network_g": network_g or {"type": "ScaleNet"},
         "path": {"models": ".", "training_states": "."},
         "train": {"total_iter": 10, "optim_g": {"type": "SGD", "lr": 1.0},
-                  "scheduler": {"type": "MultiStepLR", "milestones": [100]}, **train},
+                  "scheduler": {"type": "MultiStepLR", "milestones": [100]}, **copy.deepcopy(train)},
         "val": {},
     }  # fmt: skip
     return cls(options)
@@ -100,6 +101,101 @@ def test_too_many_of_them_end_the_run():
         step(model, poison, torch.zeros(1, 1, 2, 2), 3)
 
 
+class RefuseWaiting(TorchDispatchMode):
+    """Fails where a value of a tensor is asked for: on a GPU, the place where the step would wait for it."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert func is not torch.ops.aten._local_scalar_dense.default, "waits for the device"
+        return func(*args, **(kwargs or {}))
+
+
+ADAM = {"type": "Adam", "lr": 0.1}
+POISON = torch.full((1, 1, 2, 2), math.nan)
+
+
+@pytest.mark.parametrize("train", [{}, {"grad_clip": 0.1, "accumulate": 1}, {"optim_g": ADAM}])
+def test_a_step_waits_for_nothing(train):
+    """As on a GPU, where the log is read later; a lost step in between changes nothing, whichever optimiser."""
+    model, healthy = make_model(ema_decay=0.9, **train), make_model(ema_decay=0.9, **train)
+    model.read_every = 100
+    clean = torch.ones(1, 1, 2, 2)
+    for i, lq in enumerate([clean, POISON, clean * 2, POISON]):
+        model.feed_data({"lq": lq, "gt": clean})
+        with RefuseWaiting():
+            model.optimize_parameters(5)
+        if i % 2 == 0:
+            step(healthy, lq, clean, iteration=5)
+    for net in ("net_g", "net_g_ema"):
+        values, expected = (getattr(m, net).state_dict() for m in (model, healthy))
+        assert all(torch.equal(values[name], expected[name]) for name in expected)
+    state, expected = (m.optimizer_g.state_dict()["state"] for m in (model, healthy))
+    assert str(state) == str(expected)  # moments and number of steps
+    assert model.skipped == 0  # not read yet
+    assert model.extra_training_state()["skipped"] == 2
+    rate = train.get("optim_g", {"lr": 1})["lr"]
+    assert model.get_current_log() == {"skipped": 2, "learning_rate": rate}
+    assert (model.skipped, model.skipped_in_a_row) == (2, 1)
+
+
+def test_a_log_read_late_has_the_last_losses_and_ends_a_lost_run():
+    model = make_model(max_skipped=2)
+    model.read_every = 100
+    step(model, torch.full((1, 1, 2, 2), 2.0), torch.full((1, 1, 2, 2), 3.0))
+    assert model.get_current_log()["l_pix"] == pytest.approx(4.0)
+    for iteration in (2, 3):
+        step(model, POISON, torch.zeros(1, 1, 2, 2), iteration)
+    with pytest.raises(TrainingError, match="2 iterations in a row, up to 3"):
+        model.get_current_log()
+
+
+@pytest.mark.parametrize(
+    ("options", "is_fused"), [({}, True), ({"foreach": True}, None), ({"fused": False}, False), (None, None)]
+)
+def test_optimisers_are_fused_where_they_can_be(options, is_fused):
+    """And step alike. torch has no fused RMSprop: that one is asked whether the loss is finite before each step."""
+    options = {"type": "RMSprop", "lr": 0.1} if options is None else {**ADAM, **options}
+    model = make_model(optim_g=options)
+    assert model.optimizer_g.defaults.get("fused") is is_fused
+    reference = ScaleNet()
+    optimizer = getattr(torch.optim, options["type"])(reference.parameters(), lr=0.1)
+    for i, lq in enumerate([torch.ones(1, 1, 2, 2), POISON, torch.ones(1, 1, 2, 2) * 2]):
+        weight = step(model, lq, torch.ones(1, 1, 2, 2), i + 1)
+        if i != 1:
+            optimizer.zero_grad()
+            (reference(lq) - 1).square().mean().backward()
+            optimizer.step()
+    assert weight == pytest.approx(reference.weight.item(), rel=1e-6)
+
+
+def test_a_state_saved_by_an_optimiser_that_was_not_fused_is_resumed():
+    first = make_model(optim_g={**ADAM, "fused": False})
+    second = make_model(optim_g=ADAM)
+    picture = torch.ones(1, 1, 2, 2)
+    step(first, picture, picture)
+    second.net_g.load_state_dict(first.net_g.state_dict())
+    states = {"optimizers": [first.optimizer_g.state_dict()], "schedulers": [first.schedulers[0].state_dict()]}
+    second.resume_training(copy.deepcopy({**states, "iter": 1}))
+    assert second.optimizer_g.param_groups[0]["fused"] is True
+    assert step(second, picture, picture, 2) == pytest.approx(step(first, picture, picture, 2), rel=1e-6)
+
+
+def test_the_average_of_all_tensors_at_once_is_that_of_each():
+    model = make_model(ema_decay=0.9)
+    torch.manual_seed(0)
+    for name in ("net_g", "net_g_ema"):
+        setattr(model, name, torch.nn.Sequential(torch.nn.Conv2d(1, 3, 3), torch.nn.BatchNorm2d(3)))
+        for value in getattr(model, name).state_dict().values():
+            value.copy_(torch.rand(value.shape) * 10)
+    values, before = (copy.deepcopy(getattr(model, name).state_dict()) for name in ("net_g", "net_g_ema"))
+    model._list_tensors()
+    model._average(torch.tensor(0.1))
+    expected = {k: v if v.dtype == torch.int64 else 0.9 * before[k] + 0.1 * v for k, v in values.items()}
+    for name, value in model.net_g_ema.state_dict().items():
+        torch.testing.assert_close(value, expected[name])
+    model.model_ema(0)  # BasicSR's way to copy
+    assert all(torch.equal(value, values[name]) for name, value in model.net_g_ema.state_dict().items())
+
+
 def test_a_young_average_forgets_its_random_start():
     """After the first step the average has moved by 1 - 2/11 of the way, not by 1 - 0.999."""
     model = make_model(ema_decay=0.999)
@@ -133,13 +229,19 @@ def test_channels_last_reaches_network_and_data():
     model = make_model(channels_last=True)
     model.feed_data({"lq": torch.rand(2, 3, 4, 4), "gt": torch.rand(2, 3, 4, 4)})
     assert model.lq.is_contiguous(memory_format=torch.channels_last)
+    model = make_model(channels_last=True, ema_decay=0.9, network_g={"type": "HRANet", "num_feat": 8})
+    for net in (model.net_g, model.net_g_ema):
+        weight = net.detail_enhancement[0].weight
+        assert weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
 
 
 def test_compile_keeps_the_names_of_the_weights(monkeypatch):
     calls = []
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **kwargs: calls.append(type(self).__name__))
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, mode: calls.append((type(self).__name__, mode)))
     model = make_model(compile=True)
-    assert calls == ["ScaleNet"] and list(model.net_g.state_dict()) == ["weight", "seen"]
+    make_model(compile="reduce-overhead")
+    assert calls == [("ScaleNet", "default"), ("ScaleNet", "reduce-overhead")]
+    assert list(model.net_g.state_dict()) == ["weight", "seen"]
 
 
 def test_a_network_that_takes_the_noise_level_is_told_each_samples():

@@ -1,0 +1,283 @@
+"""How fast a training step is: stock BasicSR's way against ours, and the share of each option.
+
+    python scripts/benchmark_training.py --input BSD400 --output docs/records/benchmark_training_cpu.json
+
+*stock* is BasicSR 1.4.2 as it is released: its ``SRModel``, its LMDB client, sampler, ``DataLoader`` with worker
+processes and prefetcher, in fp32, with a dataset of a single patch a sample as BasicSR's own are. *ours* is
+``DenoisingModel`` with every option that makes it faster. Between them, *only X* has one option on and *without X* one
+off. Same network and first weights, same LMDB, batch, optimiser and average of weights; every contestant has its own
+process, and they take turns. The first steps of a turn are not timed: workers have read ahead while others ran.
+
+Loss curves of *stock* and *ours* are compared over ``--curve-steps`` steps: the two draw different patches and noise,
+so the mean losses of windows of 50 steps are; the curves agree if after the first window no two means are further
+apart than the larger of 0.3 dB and three standard errors. ``scripts/make_performance.py`` makes the tables.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import logging
+import math
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from interleave import Contestant, compare, summarize, take_turns, write_record
+from torch.profiler import ProfilerActivity, profile
+
+from hranet_arch.hranet import HRANet
+
+FAST = {"degrade_on": "device", "channels_last": True, "precision": "bf16", "fused": True, "keep_memory": True}
+PLAIN = {"degrade_on": "loader", "channels_last": False, "precision": "fp32", "fused": False, "keep_memory": False}
+PATCH, SIGMA, WORKERS, WINDOW = 48, 25, 2, 50
+READ_AHEAD = 2 * WORKERS  # batches that a DataLoader prepares while nobody asks for them
+
+
+class Training:
+    """A training loop as BasicSR's ``train_pipeline`` has it, one step at a time."""
+
+    def __init__(self, settings: dict, options: dict | None) -> None:
+        torch.set_num_threads(settings["threads"])
+        torch.backends.cudnn.benchmark = True  # as train_pipeline does
+        logging.disable(logging.WARNING)
+        self.device, self.iteration, self.epoch, self.losses = settings["device"], 0, 0, []
+        build = self._build_stock if options is None else self._build_ours
+        torch.manual_seed(0)
+        self.model, self.sampler, loader = build(settings, options)
+        from basicsr.data.prefetch_dataloader import CPUPrefetcher
+
+        self.prefetcher = CPUPrefetcher(loader)
+
+    def _build_stock(self, settings: dict, _: None) -> tuple:
+        from hranet_arch.compat import make_importable
+
+        make_importable()
+        from basicsr.data import build_dataloader
+        from basicsr.data.data_sampler import EnlargedSampler
+        from basicsr.models.sr_model import SRModel
+        from basicsr.utils.registry import ARCH_REGISTRY
+
+        ARCH_REGISTRY.register(HRANet)
+        opt = _base_options(settings)
+        dataset = _make_stock_dataset(settings["lmdb"])
+        sampler = EnlargedSampler(dataset, 1, 0, _enlarge(len(dataset)))
+        loader_opt = {"phase": "train", "batch_size_per_gpu": settings["batch"], "num_worker_per_gpu": WORKERS}
+        loader = build_dataloader(dataset, loader_opt, num_gpu=opt["num_gpu"], sampler=sampler, seed=0)
+        return SRModel(opt), sampler, loader
+
+    def _build_ours(self, settings: dict, options: dict) -> tuple:
+        if options["keep_memory"]:
+            from hranet_arch.allocator import keep_freed_memory
+
+            keep_freed_memory()
+        from hranet_arch import pipeline, registration  # noqa: F401
+        from hranet_arch.datasets import PictureStore
+        from hranet_arch.model import DenoisingModel
+
+        opt = _base_options(settings)
+        opt["train"].update({key: options[key] for key in ("channels_last", "precision")})
+        opt["train"]["compile"] = options.get("compile", False)
+        opt["train"]["optim_g"]["fused"] = options["fused"]
+        dataset = {"name": "train", "type": "GaussianDenoisingDataset", "phase": "train", "color": "gray"}
+        dataset |= {"dataroot_gt": settings["lmdb"], "sigma": SIGMA, "gt_size": PATCH, "scale": 1}
+        dataset |= {"degrade_on": options["degrade_on"], "num_worker_per_gpu": WORKERS}
+        dataset |= {"batch_size_per_gpu": settings["batch"], "cache": None}
+        dataset["dataset_enlarge_ratio"] = _enlarge(len(PictureStore(settings["lmdb"], "gray").keys))
+        opt["datasets"] = {"train": dataset}
+        model = DenoisingModel(opt)
+        model._show_progress = lambda current_iter: None  # bars of many processes on one terminal
+        loader, sampler, *_ = pipeline.create_train_val_dataloader(opt, logging.getLogger())
+        return model, sampler, loader
+
+    def describe_weights(self) -> str:
+        """A hash of the first weights, in the order of the state dict."""
+        digest = hashlib.sha256()
+        for value in self.model.get_bare_model(self.model.net_g).state_dict().values():
+            digest.update(value.cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def run(self, untimed: int, steps: int) -> dict[str, float]:
+        """Seconds of a step, and the part of them spent waiting for data."""
+        for _ in range(untimed):
+            self._step()
+        self._synchronize()
+        start = time.perf_counter()
+        waiting = sum(self._step() for _ in range(steps))
+        self._synchronize()
+        seconds = time.perf_counter() - start
+        return {"seconds": seconds / steps, "waiting": waiting / seconds}
+
+    def _step(self) -> float:
+        start = time.perf_counter()
+        data = self.prefetcher.next()
+        if data is None:
+            self.epoch += 1
+            self.sampler.set_epoch(self.epoch)
+            self.prefetcher.reset()
+            data = self.prefetcher.next()
+        waited = time.perf_counter() - start
+        self.iteration += 1
+        self.model.update_learning_rate(self.iteration, warmup_iter=-1)
+        self.model.feed_data(data)
+        self.model.optimize_parameters(self.iteration)
+        unread = getattr(self.model, "unread", None)
+        self.losses.append(unread[1]["l_pix"] if unread else self.model.log_dict["l_pix"])
+        if self.iteration % 100 == 0:
+            self.model.get_current_log()
+        return waited
+
+    def _synchronize(self) -> None:
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+
+    def read_losses(self) -> list[float]:
+        return [float(loss) for loss in self.losses]
+
+    def profile(self, steps: int) -> list[dict]:
+        """The operations that take most of a step, as shares of all operations' own time."""
+        activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (self.device == "cuda")
+        with profile(activities=activities) as profiler:
+            self.run(0, steps)
+        key = f"self_{'device' if self.device == 'cuda' else 'cpu'}_time_total"
+        events = sorted(profiler.key_averages(), key=lambda event: -getattr(event, key))
+        total = sum(getattr(event, key) for event in events)
+        return [
+            {"operation": event.key, "share": getattr(event, key) / total, "calls": event.count / steps}
+            for event in events[:10]
+        ]
+
+
+def _base_options(settings: dict) -> dict:
+    train = {"total_iter": 10**6, "ema_decay": 0.999, "optim_g": {"type": "Adam", "lr": 1e-3}}
+    train |= {"scheduler": {"type": "MultiStepLR", "milestones": [10**6]}}
+    train |= {"pixel_opt": {"type": "MSELoss", "loss_weight": 1.0, "reduction": "mean"}}
+    network = {"type": "HRANet", "num_feat": settings["num_feat"]}
+    return {
+        "name": "benchmark", "num_gpu": int(settings["device"] == "cuda"), "is_train": True, "dist": False, "rank": 0,
+        "world_size": 1, "manual_seed": 0, "scale": 1, "network_g": network, "path": {}, "train": train, "val": {},
+        "logger": {"print_freq": 100},
+    }  # fmt: skip
+
+
+def _enlarge(pictures: int) -> int:
+    return -(-40_000 // pictures)  # epochs of 2,500 batches, as in the option files
+
+
+def _make_stock_dataset(lmdb: str) -> torch.utils.data.Dataset:
+    """Clean patches with new noise, from an LMDB, as BasicSR's own datasets read, cut and turn them."""
+    from basicsr.data.transforms import augment, paired_random_crop
+    from basicsr.utils import FileClient, imfrombytes, img2tensor
+
+    class StockDataset(torch.utils.data.Dataset):
+        def __init__(self) -> None:
+            lines = Path(lmdb, "meta_info.txt").read_text().splitlines()
+            self.keys = [line.split(".")[0] for line in lines]
+            self.client = None
+
+        def __len__(self) -> int:
+            return len(self.keys)
+
+        def __getitem__(self, index: int) -> dict:
+            if self.client is None:
+                self.client = FileClient("lmdb", db_paths=lmdb, client_keys="gt")
+            image = imfrombytes(self.client.get(self.keys[index], "gt"), flag="grayscale", float32=True)[..., None]
+            image, _ = paired_random_crop(image, image, PATCH, 1, self.keys[index])
+            gt = img2tensor(np.ascontiguousarray(augment(image.copy(), True, True)), bgr2rgb=False, float32=True)
+            return {"gt": gt, "lq": gt + torch.randn_like(gt) * (SIGMA / 255)}
+
+    return StockDataset()
+
+
+def list_contestants(device: str) -> dict[str, dict | None]:
+    fast, plain = dict(FAST), dict(PLAIN)
+    if device == "cuda":  # on the CPU it takes minutes to compile, and was slower
+        fast["compile"], plain["compile"] = "default", False
+    contestants: dict[str, dict | None] = {"stock": None, "ours": fast, "ours, every option off": plain}
+    for key in fast:
+        contestants[f"only {key}"] = {**plain, key: fast[key]}
+        contestants[f"without {key}"] = {**fast, key: plain[key]}
+    return contestants
+
+
+def compare_curves(stock: list[float], ours: list[float]) -> dict:
+    """Mean losses in windows of steps, in dB, and whether they agree; see the top of this file."""
+    windows, agree = [], True
+    for start in range(0, min(len(stock), len(ours)) - WINDOW + 1, WINDOW):
+        parts = [np.array(losses[start : start + WINDOW]) for losses in (stock, ours)]
+        first, second = (-10 * math.log10(part.mean()) for part in parts)
+        errors = [10 / math.log(10) * part.std(ddof=1) / part.mean() / WINDOW**0.5 for part in parts]
+        windows.append({"from_step": start + 1, "stock_db": first, "ours_db": second, "error_db": math.hypot(*errors)})
+        agree &= start == 0 or abs(first - second) <= max(0.3, 3 * math.hypot(*errors))
+    return {"windows": windows, "agree": bool(agree)}
+
+
+def measure(settings: dict, arguments: argparse.Namespace) -> dict:
+    wanted = list_contestants(settings["device"])
+    names = [name for name in wanted if not arguments.only or name in ("stock", *arguments.only)]
+    contestants = {name: Contestant(name, Training, settings=settings, options=wanted[name]) for name in names}
+    weights = {contestant.call("describe_weights") for contestant in contestants.values()}
+    if len(weights) != 1:
+        raise SystemExit("The contestants do not start from the same weights.")
+    take_turns(contestants, 1, "run", 2, 1)  # kernels are chosen and compiled
+    answers = take_turns(contestants, arguments.rounds, "run", READ_AHEAD, arguments.steps)
+    results = compare({name: [a["seconds"] for a in given] for name, given in answers.items()}, "stock")
+    for name, given in answers.items():
+        results[name] |= {"waiting": summarize([a["waiting"] for a in given]), "options": wanted[name]}
+    compared = [name for name in ("stock", "ours") if name in contestants]
+    for name in set(contestants) - set(compared):
+        contestants.pop(name).close()
+    done = 3 + arguments.rounds * (READ_AHEAD + arguments.steps)
+    for name in compared:
+        contestants[name].call("run", max(arguments.curve_steps - done, 0), 1)
+    curves = {name: contestants[name].call("read_losses")[: arguments.curve_steps] for name in compared}
+    profiles = {name: contestants[name].call("profile", 3) for name in compared}
+    for contestant in contestants.values():
+        contestant.close()
+    return {
+        "contestants": results,
+        "profiles": profiles,
+        "curves": compare_curves(*curves.values()) if len(curves) == 2 else None,
+    }
+
+
+def main() -> None:
+    from hranet_arch.prepare import prepare_lmdb
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--input", type=Path, required=True, help="folder of clean pictures, e.g. BSD400")
+    parser.add_argument("--output", type=Path, required=True, help="JSON record to write")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="torch's threads, in each process")
+    parser.add_argument("--num-feat", type=int, nargs="+", default=[32, 64])
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--steps", type=int, default=None, help="timed steps of a turn; default: 10, on a GPU 200")
+    parser.add_argument("--curve-steps", type=int, default=300)
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="these contestants besides stock")
+    parser.add_argument("--quick", action="store_true", help="a narrow network, few steps: does it run?")
+    arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.num_feat, arguments.batch, arguments.rounds, arguments.steps = [4], 2, 2, 2
+        arguments.curve_steps, arguments.only = 2 * WINDOW, arguments.only or ["ours"]
+    arguments.steps = arguments.steps or (200 if arguments.device == "cuda" else 10)
+    results: dict[str, dict] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        lmdb = str(Path(folder, "train.lmdb"))
+        prepare_lmdb(arguments.input, lmdb, gray=True)
+        for num_feat in arguments.num_feat:
+            settings = {"lmdb": lmdb, "num_feat": num_feat}
+            settings |= {key: getattr(arguments, key) for key in ("device", "threads", "batch")}
+            results[f"HRANet num_feat={num_feat}"] = measure(settings, arguments)
+            shown = {**vars(arguments), "input": arguments.input.name, "output": arguments.output.name}
+            shown |= {"patch": PATCH, "sigma": SIGMA, "workers": WORKERS}
+            write_record(arguments.output, shown, arguments.device, {"networks": results})
+            for name, result in results[f"HRANet num_feat={num_feat}"]["contestants"].items():
+                speedup, waiting = result["speedup"]["median"], result["waiting"]["median"]
+                print(f"{num_feat:4d}  {name:28s} {speedup:6.2f} x stock, {waiting:6.1%} waiting for data", flush=True)
+
+
+if __name__ == "__main__":
+    main()

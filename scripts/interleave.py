@@ -1,0 +1,106 @@
+"""What the benchmark scripts share: contestants that take turns, each in a process of its own; their records.
+
+A process each, because some of what is compared holds for a whole process (the allocator, BasicSR with and without
+its repairs). Turns, because a machine's speed drifts: every round asks each contestant once, every second round
+backwards, and only the one whose turn it is runs.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import traceback
+from collections.abc import Callable, Mapping
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hranet_arch import complexity
+
+
+class Contestant:
+    """One process, in which ``make(**arguments)`` has built an object whose methods are called from here."""
+
+    def __init__(self, name: str, make: Callable[..., Any], **arguments: Any) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.name = name
+        self.pipe, other = context.Pipe()
+        self.process = context.Process(target=_serve, args=(other, make, arguments))
+        self.process.start()
+        other.close()
+        self._receive()
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        self.pipe.send((method, arguments))
+        return self._receive()
+
+    def _receive(self) -> Any:
+        try:
+            is_done, answer = self.pipe.recv()
+        except EOFError:
+            raise SystemExit(f"{self.name}: its process ended (out of memory, perhaps).") from None
+        if not is_done:
+            raise SystemExit(f"{self.name} failed:\n{answer}")
+        return answer
+
+    def close(self) -> None:
+        self.pipe.close()
+        self.process.join()
+
+
+def _serve(pipe: Connection, make: Callable[..., Any], arguments: dict) -> None:
+    multiprocessing.set_start_method("fork", force=True)  # of data loaders' workers; spawn was for this process alone
+    try:
+        contestant = make(**arguments)
+        pipe.send((True, None))
+        while True:
+            method, values = pipe.recv()
+            pipe.send((True, getattr(contestant, method)(*values)))
+    except EOFError:
+        os._exit(0)  # data loaders' workers would keep the process waiting
+    except Exception:
+        pipe.send((False, traceback.format_exc()))
+
+
+def take_turns(contestants: Mapping[str, Contestant], rounds: int, method: str, *arguments: Any) -> dict[str, list]:
+    """What each contestant's method answered, round by round."""
+    answers: dict[str, list] = {name: [] for name in contestants}
+    for turn in range(rounds):
+        for name in list(contestants)[:: -1 if turn % 2 else 1]:
+            answers[name].append(contestants[name].call(method, *arguments))
+    return answers
+
+
+def summarize(values: list[float]) -> dict[str, float]:
+    lower, median, upper = np.percentile(values, [25, 50, 75]).tolist()
+    return {"median": median, "lower_quartile": lower, "upper_quartile": upper}
+
+
+def compare(seconds: Mapping[str, list[float]], stock: str) -> dict[str, dict]:
+    """Seconds of each contestant, and how many times as fast as ``stock`` it is: the median over rounds of the ratio.
+
+    The ratio of one round is of two measurements close in time, which a drift hits alike.
+    """
+    return {
+        name: {
+            "seconds": summarize(values),
+            "speedup": summarize([slow / fast for slow, fast in zip(seconds[stock], values, strict=True)]),
+        }
+        for name, values in seconds.items()
+    }
+
+
+def write_record(path: Path, settings: dict, device: str, results: dict) -> None:
+    """Writes a benchmark's record: where and how it was made, and what came out."""
+    plain = {name: str(value) if isinstance(value, Path) else value for name, value in settings.items()}
+    record = {
+        "commit": complexity.describe_commit(),
+        "machine": complexity.describe_machine(device),
+        "settings": plain,
+        **results,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record, indent=1) + "\n")

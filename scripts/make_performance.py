@@ -1,0 +1,105 @@
+"""Writes the tables of ``docs/performance.md`` from the records of the two benchmark scripts.
+
+    python scripts/make_performance.py
+
+A table stands between ``<!-- NAME.json -->`` and ``<!-- end -->``; its record is ``docs/records/NAME.json``. Nothing
+between the two lines is written by hand.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+BLOCK = re.compile(r"(<!-- (benchmark_\w+\.json) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def render(text: str, records: Path) -> str:
+    """The page with each table made anew."""
+    return BLOCK.sub(lambda match: match[1] + _make_tables(records / match[2]) + match[3], text)
+
+
+def _make_tables(path: Path) -> str:
+    if not path.is_file():
+        return "\nNot measured yet.\n\n"
+    record = json.loads(path.read_text())
+    machine, settings = record["machine"], record["settings"]
+    make = _make_training if "training" in path.name else _make_inference
+    versions = machine["versions"]
+    lines = [
+        "",
+        f"{machine['device_name']}, {settings['threads']} threads, torch {versions['torch']}, commit "
+        f"{record['commit'][:12]}{'+changes' if record['commit'].endswith('+changes') else ''}; "
+        f"[record](records/{path.name}). Median and quartiles of {settings['rounds']} rounds.",
+        "",
+    ]
+    for network, result in record["networks"].items():
+        lines += [f"**{network}**", "", *make(result), ""]
+    return "\n".join(lines) + "\n"
+
+
+def _row(*cells: str) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _header(*cells: str) -> list[str]:
+    return [_row(*cells), "|" + "---|" * len(cells)]
+
+
+def _spread(values: dict, digits: int, factor: float = 1.0) -> str:
+    median, lower, upper = (values[key] * factor for key in ("median", "lower_quartile", "upper_quartile"))
+    return f"{median:.{digits}f} ({lower:.{digits}f}–{upper:.{digits}f})"
+
+
+def _make_training(result: dict) -> list[str]:
+    lines = _header("", "ms a step", "times stock", "waiting for data")
+    for name, values in result["contestants"].items():
+        waiting = f"{values['waiting']['median']:.1%}"
+        lines.append(_row(name, _spread(values["seconds"], 1, 1000), _spread(values["speedup"], 2), waiting))
+    curves = result["curves"]
+    if curves and curves["windows"]:
+        last = curves["windows"][-1]
+        lines += [
+            "",
+            f"Loss curves {'agree' if curves['agree'] else 'do not agree'}: in the window from step "
+            f"{last['from_step']}, {last['stock_db']:.2f} dB (stock) and {last['ours_db']:.2f} dB (ours), standard "
+            f"error of the difference {last['error_db']:.2f} dB.",
+        ]
+    if result["profiles"]:
+        lines += ["", *_make_profile(result["profiles"])]
+    return lines
+
+
+def _make_profile(profiles: dict[str, list[dict]]) -> list[str]:
+    """The operations that take most of a step, side by side."""
+    lines = _header(*(part for name in profiles for part in (f"{name}: operation", "share", "calls")))
+    for rows in zip(*profiles.values()):
+        cells = []
+        for row in rows:
+            cells += [f"`{row['operation'][:48]}`", f"{row['share']:.1%}", f"{row['calls']:.0f}"]
+        lines.append(_row(*cells))
+    return lines
+
+
+def _make_inference(result: dict) -> list[str]:
+    sizes = [f"{entry['height']}x{entry['width']}" for entry in result["sizes"]]
+    lines = _header("", *(f"{size}: ms | times stock" for size in sizes), "PSNR, dB", "largest difference")
+    lines[1] = "|" + "---|" * (1 + 2 * len(sizes) + 2)
+    for name, quality in result["quality"].items():
+        cells = []
+        for entry in result["sizes"]:
+            values = entry["contestants"][name]
+            cells += [f"{values['seconds']['median'] * 1000:.1f}", _spread(values["speedup"], 2)]
+        lines.append(_row(name, *cells, f"{quality['psnr']:.3f}", f"{quality['largest_difference']:.1e}"))
+    return lines
+
+
+def main() -> None:
+    page = DOCS / "performance.md"
+    page.write_text(render(page.read_text(), DOCS / "records"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,153 @@
+"""The benchmark scripts: their arithmetic by hand, a short run of each, and that the page says what the records say."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from hranet_arch.hranet import HRANet
+from tests.conftest import REPOSITORY, make_pictures
+
+SCRIPTS = REPOSITORY / "scripts"
+
+
+@pytest.fixture
+def scripts(monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+
+
+def run(script, *arguments):
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    command = [sys.executable, "-W", "ignore", str(SCRIPTS / script), *map(str, arguments)]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
+def assert_says_how_it_was_made(record):
+    assert record["commit"] and record["machine"]["versions"]["torch"] == torch.__version__
+    assert record["machine"]["device"] == "cpu" and record["settings"]["threads"] == 1
+    assert not any("/" in str(value) for value in record["settings"].values())  # no path of this machine
+
+
+def test_speed_is_compared_round_by_round(scripts):
+    """Twice as fast in each round, though the machine slows down by half in between."""
+    from interleave import compare
+
+    result = compare({"stock": [2.0, 3.0, 2.0], "ours": [1.0, 1.5, 1.0]}, "stock")
+    assert result["ours"]["speedup"] == {"median": 2, "lower_quartile": 2, "upper_quartile": 2}
+    assert result["ours"]["seconds"] == {"median": 1, "lower_quartile": 1, "upper_quartile": 1.25}
+
+
+def test_curves_agree_where_windows_do(scripts):
+    """10 dB is a factor of ten in the loss. The first window is of the start and never counts."""
+    from benchmark_training import compare_curves
+
+    flat = [0.01] * 100
+    same = compare_curves(flat, [0.1] * 50 + flat[50:])
+    assert same["agree"] and same["windows"][1] == {"from_step": 51, "stock_db": 20, "ours_db": 20, "error_db": 0}
+    assert not compare_curves(flat, [0.01 * 10**0.031] * 100)["agree"]  # 0.31 dB off, without any spread
+    assert compare_curves(flat, [0.01 * 10**0.029] * 100)["agree"]
+
+
+def test_every_option_is_measured_alone_and_left_out(scripts):
+    from benchmark_training import FAST, list_contestants
+
+    contestants = list_contestants("cuda")
+    for key in [*FAST, "compile"]:
+        assert contestants[f"only {key}"][key] == contestants["ours"][key] != contestants[f"without {key}"][key]
+    assert "only compile" not in list_contestants("cpu")
+
+
+def test_merged_branches_compute_the_same(scripts):
+    from benchmark_inference import MergedBlock
+
+    torch.manual_seed(0)
+    block = HRANet(num_feat=8).coarse_denoising.blocks[2].lwb1.eval()
+    z = torch.randn(1, 16, 9, 7)
+    with torch.inference_mode():
+        torch.testing.assert_close(MergedBlock(block)(z), block(z), rtol=0, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_training_is_benchmarked(scripts, tmp_path):
+    make_pictures(tmp_path / "pictures", 4, size=(50, 60))
+    run(
+        "benchmark_training.py",
+        "--quick",
+        "--threads",
+        1,
+        "--input",
+        tmp_path / "pictures",
+        "--output",
+        tmp_path / "r.json",
+    )
+    record = json.loads((tmp_path / "r.json").read_text())
+    assert_says_how_it_was_made(record)
+    result = record["networks"]["HRANet num_feat=4"]
+    assert set(result["contestants"]) == {"stock", "ours"}
+    assert result["contestants"]["ours"]["options"]["precision"] == "bf16"
+    assert all(0 <= values["waiting"]["median"] < 1 for values in result["contestants"].values())
+    assert result["curves"]["agree"] and result["profiles"]["stock"]
+
+
+@pytest.mark.slow
+def test_inference_is_benchmarked(scripts, tmp_path):
+    run(
+        "benchmark_inference.py",
+        "--quick",
+        "--threads",
+        1,
+        "--output",
+        tmp_path / "r.json",
+        "--only",
+        "only fold",
+        "ours",
+    )
+    record = json.loads((tmp_path / "r.json").read_text())
+    assert_says_how_it_was_made(record)
+    result = record["networks"]["HRANet num_feat=4"]
+    assert set(result["sizes"][0]["contestants"]) == set(result["quality"]) == {"stock", "only fold", "ours"}
+    assert result["quality"]["only fold"]["largest_difference"] < 1e-6 < result["quality"]["ours"]["largest_difference"]
+
+
+RECORD = {
+    "commit": "0123456789abcdef",
+    "machine": {"device_name": "A machine", "versions": {"torch": "2.0"}},
+    "settings": {"threads": 2, "rounds": 3},
+    "networks": {
+        "HRANet num_feat=4": {
+            "contestants": {
+                name: {
+                    "seconds": {"median": seconds, "lower_quartile": seconds, "upper_quartile": seconds},
+                    "speedup": {"median": 0.1 / seconds, "lower_quartile": 1, "upper_quartile": 3},
+                    "waiting": {"median": 0.031},
+                }
+                for name, seconds in (("stock", 0.1), ("ours", 0.05))
+            },
+            "curves": None,
+            "profiles": {},
+        }
+    },
+}
+
+
+def test_tables_are_made_from_records(scripts, tmp_path):
+    from make_performance import render
+
+    page = "Before\n<!-- benchmark_training_cpu.json -->\nold\n<!-- end -->\nAfter\n"
+    assert "Not measured yet." in render(page, tmp_path) and "old" not in render(page, tmp_path)
+    (tmp_path / "benchmark_training_cpu.json").write_text(json.dumps(RECORD))
+    text = render(page, tmp_path)
+    assert "| ours | 50.0 (50.0–50.0) | 2.00 (1.00–3.00) | 3.1% |" in text
+    assert "A machine, 2 threads, torch 2.0, commit 0123456789ab;" in text
+    assert render(text, tmp_path) == text and text.startswith("Before\n") and text.endswith("After\n")
+
+
+def test_the_page_says_what_the_records_say(scripts):
+    from make_performance import render
+
+    page = (REPOSITORY / "docs/performance.md").read_text()
+    assert page == render(page, REPOSITORY / "docs/records")
