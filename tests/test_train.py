@@ -111,8 +111,10 @@ def test_a_stopped_run_saves_and_can_go_on(long_recipe, run, tmp_path, number):
 
 
 @pytest.mark.slow
-def test_two_processes_on_the_cpu_train_one_network(recipe, run, tmp_path):
+@pytest.mark.parametrize("degrade_on", ["loader", "device"])
+def test_two_processes_on_the_cpu_train_one_network(recipe, run, tmp_path, degrade_on):
     """Two ranks with batches of 2 each; both see the averaged gradient, so one network comes out, and it resumes."""
+    recipe["datasets"]["train"]["degrade_on"] = degrade_on
     launcher = ("-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", "-m", "hranet_arch")
     for flags in ((), ("--auto_resume", "--force_yml", "train:total_iter=12")):
         process = start(recipe, "--launcher", "pytorch", *flags, launcher=launcher)
