@@ -40,6 +40,7 @@ def save(path, network, seed=0):
 def options(tmp_path, monkeypatch):
     """Two sets of three and two grey pictures, two networks, one classical method, two levels; quick costs."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)  # BasicSR's training turns it on; the record has it
     make_gray(tmp_path / "datasets/A", 3, seed=1)
     make_gray(tmp_path / "datasets/B", 2, seed=2, size=(31, 33))
     for sigma in (15, 25):
