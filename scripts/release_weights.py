@@ -73,6 +73,7 @@ def release(run: Path, recipe: Path, record: Record, method: str, output: Path) 
     if temporary.stat().st_size > LARGEST:
         temporary.unlink()
         raise InputError(f"{path}: larger than {LARGEST} bytes; it is not released.")
+    temporary.chmod(0o644)  # safetensors makes it readable for its owner alone
     temporary.replace(path)
     path.with_suffix(".md").write_text(format_card(card), encoding="utf-8")
     return f"{path}: validates at {card['validation']['psnr']:.4f} dB"
@@ -95,7 +96,8 @@ def find_results(record: Record, method: str, checkpoint: Path) -> dict[str, dic
 
 def describe(run: Path, recipe: Path, opt: dict, network: HRANet, results: dict, record: Record) -> dict:
     train, val = opt["datasets"]["train"], opt["datasets"]["val"]
-    best = load_newest_state(run)["best"][opt["val"]["best_on"]]
+    state = load_newest_state(run)
+    best = state["best"][opt["val"]["best_on"]]
     metric = next(iter(best))
     return {
         "name": opt["name"],
@@ -108,7 +110,8 @@ def describe(run: Path, recipe: Path, opt: dict, network: HRANet, results: dict,
             "set": train["name"],
             "data_sha256": hash_data(train),
             "pictures": len(list_files(train)),
-            "iterations": opt["train"]["total_iter"],
+            "iterations": state["iter"],
+            "scheduled": opt["train"]["total_iter"],
             "batch": train["batch_size_per_gpu"],
             "patch": train["gt_size"],
             "precision": opt["train"]["precision"],
@@ -187,10 +190,10 @@ def format_card(card: dict) -> str:
         "",
         f"Noise: {noise['name']}, seed: {noise['seed']}. Measured on {card['machine']}, commit {card['commit'][:12]}.",
         "",
-        f"- Training: `basicsr train -opt {training['option_file']}`: {training['iterations']:,} batches of "
-        f"{training['batch']} patches of {training['patch']}x{training['patch']}, {training['precision']}, seed "
-        f"{training['seed']}, on {training['pictures']} pictures of {training['set']} (SHA-256 "
-        f"{training['data_sha256'][:12]}).",
+        f"- Training: `basicsr train -opt {training['option_file']}`: {training['iterations']:,} of "
+        f"{training['scheduled']:,} batches of {training['batch']} patches of {training['patch']}x{training['patch']}, "
+        f"{training['precision']}, seed {training['seed']}, on {training['pictures']} pictures of {training['set']} "
+        f"(SHA-256 {training['data_sha256'][:12]}).",
         f"- Picked by {validation['set']} (not a test set): {validation['psnr']:.2f} dB at iteration "
         f"{validation['iteration']:,}.",
         f"- {card['licence']}",
