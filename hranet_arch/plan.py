@@ -132,14 +132,14 @@ def _add_testset(plan: Plan, name: str, folders: str | dict) -> None:
     look = functools.cache(_hash_folder)  # for all levels once
     for level in plan.levels:
         try:
-            pictures, ids = _list_pictures(plan, name, folders, level, look)
+            pictures, ids, in_folder = _list_pictures(plan, name, folders, level, look)
         except InputError as error:
             is_same = plan.opt["task"] == "denoise"
             plan.fail(str(error), testset=name, **({} if is_same else {"level": plan.name_level(level)}))
             continue
         if pictures:
             plan.pictures[name, level] = pictures
-            count = max(count, len(pictures))
+            count = max(count, in_folder)  # a result that lacks one of them is no result of the set
             hashes |= {key: value for key, (value, _) in ids.items()}
             statuses += [status for _, status in ids.values()]
     if count:
@@ -150,14 +150,14 @@ def _add_testset(plan: Plan, name: str, folders: str | dict) -> None:
 
 def _list_pictures(
     plan: Plan, name: str, folders: str | dict, level: float, look: Callable[[Path, str], dict[str, _File]]
-) -> tuple[list[Picture], dict]:
-    """The pictures that can be used, and hash and status of each folder; faulty pictures are failures."""
+) -> tuple[list[Picture], dict, int]:
+    """The pictures that can be used; hash and status of each folder; how many there are. Faulty ones are failures."""
     if plan.opt["task"] == "denoise":
         gt = look(Path(plan.opt["datasets_root"], folders), plan.opt["color"])
         lq, ids = {}, {"all": _identify(name, gt)}
     else:
         gt, lq = (
-            look(Path(plan.opt["datasets_root"], folders[kind].replace("{scale}", f"{level:g}")), "rgb")
+            look(Path(plan.opt["datasets_root"], folders[kind].replace("{scale}", f"{level:g}")), "any")
             for kind in ("gt", "lq")
         )
         ids = {f"x{level:g}/{kind}": _identify(f"{name}/x{level:g}/{kind}", found) for kind, found in
@@ -170,7 +170,7 @@ def _list_pictures(
             continue
         sha256 = hashlib.sha256(f"{one.sha256}{lq[stem].sha256 if lq else ''}".encode()).hexdigest()
         pictures.append(Picture(stem, number, one.path, lq[stem].path if lq else None, sha256, one.size))
-    return pictures, ids
+    return pictures, ids, len(gt)
 
 
 @dataclass(frozen=True)
@@ -210,6 +210,8 @@ def _find_channel_fault(pixels: np.ndarray, color: str) -> str | None:
     is_gray = channels == 1 or (channels == 3 and (pixels == pixels[..., :1]).all())
     if color == "gray" and not is_gray:
         return f"{channels} channels, but the comparison is of grey pictures; turning colour to grey changes the scores"
+    if color == "any":  # super-resolution is measured on the luma, and Set14 has a grey picture
+        return None if channels in (1, 3) else f"{channels} channels; grey and RGB pictures are compared"
     if color == "rgb" and channels != 3:
         return f"{channels} channel{'s' * (channels > 1)}, but the comparison is of RGB pictures, which have 3"
     return None

@@ -330,6 +330,7 @@ def test_what_cannot_be_measured_is_named_and_the_rest_goes_on(options, capsys):
         if (method, level) != ("DnCNN", 35)
     }
     assert [one.name for one in result.find("HRANet", "A", 25).pictures] == ["0", "1", "2"]
+    assert result.testsets["A"].pictures == 5  # so that these three are no result of the whole set
 
 
 def test_a_method_that_breaks_on_a_picture_leaves_the_others_alone(options, capsys, monkeypatch):
@@ -385,6 +386,24 @@ def test_two_comparisons_do_not_write_into_one_folder(options, capsys):
     with lock_folder(Path("results/tiny"), 0):
         assert run(options) == 2
     assert "in use by another run" in capsys.readouterr().err
+
+
+def test_super_resolution_takes_a_grey_picture_among_colour_ones(options):
+    """Set14 has one. Its luma is measured, as of any other; pairs whose sizes do not fit are named."""
+    for name, shape in (("0", (24, 32, 3)), ("1", (24, 32)), ("2", (24, 30, 3))):
+        picture = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+        for kind, size in (("gt", (32, 24)), ("lq", (16, 12))):
+            Path(f"datasets/S/x2/{kind}").mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(f"datasets/S/x2/{kind}/{name}.png", cv2.resize(picture, size if name != "2" else (16, 12)))
+    save(Path("weights/luma.pth"), DnCNN(num_feat=4, num_conv=3, bn=False))
+    entry = {"weights": "luma.pth", "enlarge_first": True, "channel": "y"}
+    folders = {"S": {"gt": "S/x{scale}/gt", "lq": "S/x{scale}/lq"}}
+    given = {"name": "tiny", "task": "sr", "color": "rgb", "scale": [2], "device": "cpu", "costs": {"sizes": []}}
+    assert run({**given, "testsets": folders, "methods": {"Net": entry}}) == 1
+    result = read()
+    assert [one.name for one in result.find("Bicubic", "S", 2).pictures] == ["0", "1"]
+    assert result.testsets["S"].pictures == 3 and "scale 2" in result.failures[0].reason
+    assert result.protocol.channel == "y" and result.protocol.crop_border == "scale"
 
 
 # --- the shipped files ------------------------------------------------------------------------------------------------
