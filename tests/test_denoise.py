@@ -199,7 +199,7 @@ def test_results_that_are_there_are_kept_unless_told_otherwise(capsys):
 
 
 KILLED = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from hranet_arch import cli, pictures
 
@@ -213,6 +213,7 @@ def write_slowly(picture, path):
         time.sleep(60)
 
 pictures._WRITERS["PNG"] = write_slowly
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job starts with Ctrl-C ignored
 cli.main(["denoise", "in", "-o", "out", "--model", "net.pth"])
 """
 
