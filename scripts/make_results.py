@@ -61,7 +61,8 @@ def format_comparison(path: Path) -> str:
     record = read_record(path)
     machine = record.machine
     text = format_results(record).replace("\n# ", "\n## ")
-    where = f"{machine.device_name}, {machine.threads} threads, torch {machine.versions['torch']}"
+    threads = f"{machine.threads} thread" + "s" * (machine.threads > 1)
+    where = f"{machine.device_name}, {threads}, torch {machine.versions['torch']}"
     return f"#{text.strip()}\n\nRecord: [{path.name}](records/{path.name}), commit {record.commit[:12]}, {where}."
 
 

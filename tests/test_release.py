@@ -1,4 +1,4 @@
-"""Releasing weights: what the file and its card say, and what is refused."""
+"""Releasing weights: what the file and its card say, what is refused, and the page of results."""
 
 import copy
 import hashlib
@@ -17,9 +17,15 @@ from hranet_arch.record import Record
 from tests.conftest import REPOSITORY, load_network
 from tests.test_record import RECORD
 
-spec = importlib.util.spec_from_file_location("release_weights", REPOSITORY / "scripts" / "release_weights.py")
-release_weights = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(release_weights)
+
+def load_script(name):
+    spec = importlib.util.spec_from_file_location(name, REPOSITORY / "scripts" / f"{name}.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    return script
+
+
+release_weights, make_results = load_script("release_weights"), load_script("make_results")
 
 
 @pytest.fixture
@@ -89,3 +95,10 @@ def test_released_files_are_as_their_cards_say():
         network.load_state_dict(load_file(path))
         assert card["name"] == path.stem and (REPOSITORY / card["training"]["option_file"]).is_file()
         assert path.with_suffix(".md").read_text() == release_weights.format_card(card)
+
+
+def test_the_results_page_is_made_of_the_committed_records():
+    page = make_results.PAGE.read_text("utf-8")
+    folders = REPOSITORY / "hranet_arch" / "weights", REPOSITORY / "docs" / "records"
+    assert make_results.make_page(page, *folders) == page
+    assert "hranet_s_gray_s25" in page and "HRANet-S" in page
