@@ -11,7 +11,7 @@ import datetime
 import logging
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -96,7 +96,8 @@ def measure(plan: Plan, journal: Journal, rank: int, world_size: int) -> dict[tu
     with tqdm(total=total, desc="Compare", unit="picture", disable=True if rank else None) as bar:
         for level in plan.levels:
             ready = _make_methods(plan, level)
-            made |= {(name, level): _without_network(method) for name, method in ready.items()}
+            # Their descriptions: the networks of one level go before those of the next come.
+            made |= {(name, level): replace(method, network=None) for name, method in ready.items()}
             for (testset, at), pictures in plan.pictures.items():
                 if at != level:
                     continue
@@ -109,10 +110,10 @@ def measure(plan: Plan, journal: Journal, rank: int, world_size: int) -> dict[tu
     return made
 
 
-def _make_methods(plan: Plan, level: float) -> dict[str, methods.Method]:
+def _make_methods(plan: Plan, level: float, without: Container[str] = ()) -> dict[str, methods.Method]:
     ready = {}
     for name, entry in plan.methods.items():
-        if level not in (entry.get("levels") or [level]):
+        if name in without or level not in (entry.get("levels") or [level]):
             continue
         try:
             ready[name] = methods.make_method(entry, plan.task(level), Path(plan.opt["weights_root"]))
@@ -196,22 +197,15 @@ def _write_picture(path: Path, pixels: np.ndarray) -> None:
     os.replace(temporary, path)
 
 
-def _without_network(method: methods.Method) -> methods.Method:
-    """Its description: the networks of one level go before those of the next come."""
-    return replace(method, network=None)
-
-
 # --- costs ------------------------------------------------------------------------------------------------------------
 
 
 def measure_costs(plan: Plan, journal: Journal) -> dict[str, list[record.Cost]]:
     """Costs of each method: of one level's weights, or for super-resolution at each scale; all timed in turn."""
     costs: dict[str, list[record.Cost]] = {}
-    found = set()
     for level in plan.levels:
-        ready = {n: m for n, m in _make_methods(plan, level).items() if m.kind != "input" and n not in found}
-        if plan.opt["task"] == "denoise":
-            found |= ready.keys()
+        known = costs if plan.opt["task"] == "denoise" else ()
+        ready = {name: m for name, m in _make_methods(plan, level, without=known).items() if m.kind != "input"}
         if not ready:
             continue
         latency = _measure_latency(plan, journal, ready, level)
@@ -345,8 +339,7 @@ def _describe_method(name: str, entry: dict, own: dict[float, methods.Method], c
         arguments={**first.arguments, **first.versions},
         weights={key: record.Weights(file=m.weights.name, sha256=m.weights_sha256) for key, m in files.items()},
         training=entry.get("training"),
-        published=None if first.kind == "input" and entry.get("published") is None and first.task.name == "denoise"
-        else entry.get("published", name),
+        published=entry.get("published", name),
         costs=costs,
     )  # fmt: skip
 

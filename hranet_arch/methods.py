@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import json
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -21,6 +20,7 @@ from torch.nn import functional as F
 from hranet_arch import baselines, complexity, networks, preflight, tiling
 from hranet_arch.compat import make_importable
 from hranet_arch.errors import InputError
+from hranet_arch.journal import make_key
 
 make_importable()
 
@@ -71,7 +71,7 @@ class Method:
     def fingerprint(self) -> str:
         described = [self.kind, self.type, self.arguments, self.weights_sha256, self.enlarge_first, self.channel]
         described += [self.versions, vars(self.task) | {"device": self.task.device.type}]
-        return hashlib.sha256(json.dumps(described, default=str).encode()).hexdigest()
+        return make_key(*described)
 
     def input_size(self, height: int, width: int) -> tuple[int, int, int]:
         """``(c, h, w)`` of what the network itself is given for a restored picture of this size."""
