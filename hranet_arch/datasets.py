@@ -1,7 +1,7 @@
-"""Training and test sets: clean pictures with noise made on the fly, and pairs of noisy and clean pictures.
+"""Training and test sets: clean pictures made bad on the fly, by noise or otherwise, and pairs of bad and clean ones.
 
-Both read a folder of files or an LMDB in BasicSR's layout, grey or colour, 8- or 16-bit, through BasicSR's
-``FileClient``; both give ``lq``, ``gt`` (RGB or grey tensors ``(c, h, w)`` in [0, 1]) and their paths.
+All read a folder of files or an LMDB in BasicSR's layout, grey or colour, 8- or 16-bit, through BasicSR's
+``FileClient``; all give ``lq``, ``gt`` (RGB or grey tensors ``(c, h, w)`` in [0, 1]) and their paths.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from basicsr.data.transforms import augment, paired_random_crop
 from basicsr.utils import FileClient
 
 from hranet_arch import noise
+from hranet_arch.degradations import Degradations
 from hranet_arch.errors import InputError
 from hranet_arch.images import SUFFIXES, decode_image, to_float, to_tensor
 from hranet_arch.lmdb_reader import open_lmdb
@@ -32,7 +33,7 @@ class PictureStore:
 
     Args:
         root: a folder, or an LMDB folder ending in ``.lmdb``.
-        color: ``'gray'`` or ``'rgb'``: what a picture is read as.
+        color: ``'gray'``, ``'rgb'`` or ``'y'``: what a picture is read as (``images.decode_image``).
         cache: ``'ram'`` keeps the decoded pictures (in their own depth) in memory, in each worker process.
         meta_info_file: BasicSR's list of files (first word of each line), for a folder.
 
@@ -180,6 +181,56 @@ class GaussianDenoisingDataset(Dataset):
             lq = noise.quantize(lq)
         path = self.store.path(key)
         return {"lq": lq, "gt": gt, "sigma": torch.tensor(float(level)), "lq_path": path, "gt_path": path}
+
+
+class DegradationDataset(Dataset):
+    """Clean pictures that go through the steps of ``degradations``: for super-resolution, JPEG, the noise of sensors.
+
+    For training: random crops, flips and rotations, then the steps. A crop is taken with the ``margin`` that the steps
+    ask for, so that what is inside is as if the whole picture had gone through them. For validation and test: whole
+    pictures, cut to a multiple of the scale, with the same random numbers for each (NumPy's legacy generator, seed 0).
+
+    Args:
+        opt: ``name``, ``phase``, ``dataroot_gt`` (folder or ``.lmdb``), ``degradations`` (see ``degradations.py``),
+            ``color`` (``gray``, ``rgb``, or ``y`` for the luma), ``cache`` (``ram``), ``meta_info_file``; for training
+            ``gt_size`` (of the clean patch, a multiple of the scale), ``use_hflip``, ``use_rot``.
+    """
+
+    def __init__(self, opt: dict) -> None:
+        self.opt = opt
+        self.is_train = opt["phase"] == "train"
+        self.store = PictureStore(opt["dataroot_gt"], opt["color"], opt.get("cache"), opt.get("meta_info_file"))
+        self.degradations = Degradations(opt["degradations"])
+        self.margin = self.degradations.margin if self.is_train else 0
+        if self.is_train:
+            self.crop_opt = {**opt, "gt_size": opt["gt_size"] + 2 * self.margin}
+            self.store.require_size(self.crop_opt["gt_size"])
+
+    def __len__(self) -> int:
+        return len(self.store.keys)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor | str]:
+        key, scale = self.store.keys[index], self.degradations.scale
+        gt = self.store.read(key)
+        if self.is_train:
+            gt = _crop_and_augment([gt], self.crop_opt, 1, self.store.path(key))[0]
+            random = np.random.default_rng(torch.randint(2**62, ()).item())
+        else:
+            gt = gt[: gt.shape[0] // scale * scale, : gt.shape[1] // scale * scale]
+            random = np.random.RandomState(0)
+        gt = np.ascontiguousarray(gt[..., ::-1])  # RGB
+        lq = self.degradations(gt, random)
+        path = self.store.path(key)
+        gt, lq = _cut_border(gt, self.margin), _cut_border(lq, self.margin // scale)
+        return {"lq": _to_planes(lq), "gt": _to_planes(gt), "lq_path": path, "gt_path": path}
+
+
+def _cut_border(image: np.ndarray, width: int) -> np.ndarray:
+    return image[width : image.shape[0] - width, width : image.shape[1] - width]
+
+
+def _to_planes(image: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
 
 
 class PairedDenoisingDataset(Dataset):

@@ -1,8 +1,8 @@
-"""HRANet, the heterogeneous residual attention network for image denoising.
+"""HRANet, the heterogeneous residual attention network for image denoising, and for super-resolution.
 
 Source: «An image denoising method and system based on a heterogeneous residual attention neural network model»
 (Chinese patent text); claim numbers below are its claims. ``docs/method.md`` says, claim by claim, which class holds
-it and what was chosen where the source is silent. This file needs torch and nothing else.
+it and what was chosen where the source is silent. This file needs torch, and ``resize.py`` for super-resolution.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from hranet_arch.resize import BicubicEnlargement
 
 
 class LayerNorm2d(nn.LayerNorm):
@@ -213,6 +215,13 @@ class HRANet(nn.Module):
 
     Input and output are ``(n, c, h, w)`` in [0, 1], any ``h, w >= 1``.
 
+    With ``upscale`` s the same parts work on the small picture, the last convolution gives ``c * s * s`` channels, and
+    pixels are shuffled out of them (Shi et al., CVPR 2016)::
+
+        y      = residual_operation(enlargement(x), shuffle(R))                                   (n, c, s * h, s * w)
+
+    All layers but that last one have the shapes of the denoising network's, whose weights they can start from.
+
     Args:
         num_in_ch: channels of the noisy image: 1 (grey) or 3 (RGB).
         num_out_ch: channels of the clean image; equals ``num_in_ch``, since the noise is subtracted from the input.
@@ -222,6 +231,7 @@ class HRANet(nn.Module):
         attention_pool: ``'global'``, or a stride in pixels; see ``EnhancedChannelAttention`` and
             ``docs/attention_pool.md`` for the measurement behind the default.
         attention_gate: ``'none'`` (the source) or ``'sigmoid'``.
+        upscale: 1 to restore a picture in its size; 2, 3 or 4 to enlarge it, by bicubic interpolation minus a residual.
 
     Raises:
         ValueError: for a value outside of the ranges above.
@@ -237,6 +247,7 @@ class HRANet(nn.Module):
         squeeze_factor: int = 4,
         attention_pool: Literal["global"] | int = 8,
         attention_gate: Literal["none", "sigmoid"] = "none",
+        upscale: Literal[1, 2, 3, 4] = 1,
     ) -> None:
         super().__init__()
         _require(num_in_ch >= 1, "num_in_ch", num_in_ch, "at least 1")
@@ -247,7 +258,10 @@ class HRANet(nn.Module):
         is_stride = isinstance(attention_pool, int) and not isinstance(attention_pool, bool) and attention_pool >= 1
         _require(attention_pool == "global" or is_stride, "attention_pool", attention_pool, "'global' or a stride >= 1")
         _require(attention_gate in ("none", "sigmoid"), "attention_gate", attention_gate, "'none' or 'sigmoid'")
+        is_upscale = upscale in (1, 2, 3, 4) and isinstance(upscale, int) and not isinstance(upscale, bool)
+        _require(is_upscale, "upscale", upscale, "1, 2, 3 or 4")
 
+        self.upscale = upscale
         self.num_block = num_block
         self.attention_pool = attention_pool
         self.feature_extraction = nn.Sequential(nn.Conv2d(num_in_ch, num_feat, 3, padding=1), nn.ReLU(inplace=True))
@@ -258,14 +272,18 @@ class HRANet(nn.Module):
             attention_pool=attention_pool,
             attention_gate=attention_gate,
         )
-        self.detail_enhancement = CNNDenoiser(num_in_ch=2 * num_feat, num_feat=num_feat, num_out_ch=num_out_ch)
+        self.detail_enhancement = CNNDenoiser(
+            num_in_ch=2 * num_feat, num_feat=num_feat, num_out_ch=num_out_ch * upscale**2
+        )
+        self.enlargement = BicubicEnlargement(upscale) if upscale > 1 else nn.Identity()
+        self.shuffle = nn.PixelShuffle(upscale) if upscale > 1 else nn.Identity()
         self.residual_operation = ResidualOperation()
 
     def forward(self, x: Tensor) -> Tensor:
         f0 = self.feature_extraction(x)
         f1, f3 = self.coarse_denoising(f0)
         residual = self.detail_enhancement(torch.cat([f1, f3], dim=1))
-        return self.residual_operation(x, residual)
+        return self.residual_operation(self.enlargement(x), self.shuffle(residual))
 
     def fold_batchnorm(self) -> HRANet:
         """Folds the BatchNorms into their convolutions, exactly, for inference; in place, returns the network.

@@ -16,17 +16,20 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", "
 _FLAGS = {
     "gray": cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH,  # converted below: OpenCV's own way differs with the file's format
     "rgb": cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH,
+    "y": cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH,
     "unchanged": cv2.IMREAD_UNCHANGED,
 }
 
 
-def decode_image(data: bytes, name: str, color: Literal["gray", "rgb", "unchanged"] = "unchanged") -> np.ndarray:
+def decode_image(data: bytes, name: str, color: Literal["gray", "rgb", "y", "unchanged"] = "unchanged") -> np.ndarray:
     """Decodes the bytes of a picture file.
 
     Args:
         data: the file's bytes.
         name: what to call the picture in an error.
         color: ``'gray'`` and ``'rgb'`` convert (colour to grey by BT.601's full-range weights, alpha dropped);
+            ``'y'`` gives the luma that super-resolution and JPEG are measured on (BT.601 in its studio range, 16 to
+            235, rounded to the file's depth, as MATLAB's ``rgb2ycbcr``), and keeps a grey file as it is;
             ``'unchanged'`` keeps the channels of the file.
 
     Returns:
@@ -42,7 +45,16 @@ def decode_image(data: bytes, name: str, color: Literal["gray", "rgb", "unchange
         image = None
     if image is None:
         raise InputError(f"{name}: not a picture that can be read ({len(data)} bytes; damaged, or not a picture).")
+    if color == "y" and image.ndim == 3:
+        return _to_luma(image)
     return cv2.cvtColor(image, cv2.COLOR_BGR2GRAY) if color == "gray" else image
+
+
+def _to_luma(image: np.ndarray) -> np.ndarray:
+    is_float = np.issubdtype(image.dtype, np.floating)
+    white = 1 if is_float else np.iinfo(image.dtype).max
+    luma = image.astype(np.float64) @ (np.array([24.966, 128.553, 65.481]) / 255) + 16 / 255 * white
+    return (luma if is_float else luma.round()).astype(image.dtype)
 
 
 def to_float(image: np.ndarray, name: str) -> np.ndarray:

@@ -23,7 +23,8 @@ from hranet_arch.schema import suggest
 
 logger = logging.getLogger(__name__)
 
-Registries = Mapping[str, Mapping[str, Any]]  # 'arch', 'dataset', 'loss', 'metric', 'model', 'optimizer', 'scheduler'
+# 'arch', 'dataset', 'degradation', 'loss', 'metric', 'model', 'optimizer', 'scheduler'
+Registries = Mapping[str, Mapping[str, Any]]
 
 # What a run adds to its options. The copy kept in the run's folder has them, and is itself an option file.
 RUN_KEYS = ("is_train", "auto_resume", "dist", "rank", "world_size", "root_path", "iters_per_epoch")
@@ -243,6 +244,9 @@ def _check_names(options: dict, registries: Registries) -> list[str]:
     named = [("model", "model_type", {"type": options.get("model_type")}, None)]
     named += [("arch", key, value, ()) for key, value in options.items() if str(key).startswith("network_")]
     named += [("dataset", f"datasets.{key}", value, None) for key, value in _items(options, "datasets").items()]
+    for phase, dataset in _items(options, "datasets").items():
+        steps = dataset.get("degradations") if isinstance(dataset, dict) else None
+        named += [("degradation", *step, ()) for step in _list_steps(steps, f"datasets.{phase}.degradations")]
     named += [("loss", f"train.{key}", value, ()) for key, value in train.items() if str(key).endswith("_opt")]
     optimizers = {key: value for key, value in train.items() if str(key).startswith("optim_")}
     named += [("optimizer", f"train.{key}", value, ("params",)) for key, value in optimizers.items()]
@@ -262,6 +266,17 @@ def _check_names(options: dict, registries: Registries) -> list[str]:
         elif given is not None:
             errors += _check_arguments(entry, where, value, given)
     return errors
+
+
+def _list_steps(steps: Any, where: str) -> list[tuple[str, Any]]:
+    """The steps of a list of degradations by their place, with those in the branches of a ``OneOf``."""
+    found = []
+    for i, step in enumerate(steps if isinstance(steps, list) else []):
+        found.append((f"{where}.{i}", step))
+        branches = step.get("branches") if isinstance(step, dict) else None
+        for j, branch in enumerate(branches if isinstance(branches, list) else []):
+            found += _list_steps(branch, f"{where}.{i}.branches.{j}")
+    return found
 
 
 def check_comparison(options: dict, registries: Registries) -> dict:

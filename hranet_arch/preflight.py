@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hranet_arch import checkpoints, registration, schema, tiling
+from hranet_arch.degradations import Degradations
 from hranet_arch.errors import InputError
 
 PROBE_SIZE = 48
@@ -29,6 +30,9 @@ def check_run(opt: dict) -> None:
     """Raises InputError where ``opt`` (checked and complete) cannot run on this machine, before time is spent."""
     _check_device(opt)
     _check_folders(opt)
+    for phase, dataset in opt["datasets"].items():
+        if dataset["type"] == "DegradationDataset":
+            _check_degradations(f"datasets.{phase}", dataset, opt["scale"])
     networks = {key: build_network(key, value) for key, value in opt.items() if key.startswith("network_")}
     if opt["is_train"]:
         _check_training(opt, networks["network_g"])
@@ -64,6 +68,22 @@ def _check_folders(opt: dict) -> None:
         if not existing.is_dir() or not os.access(existing, os.W_OK):
             why = "is not writable" if existing.is_dir() else "is a file"
             raise InputError(f"name: results go to {folder}, but {existing} {why}. Move it, or work elsewhere.")
+
+
+def _check_degradations(where: str, dataset: dict, scale: int) -> None:
+    try:
+        steps = Degradations(dataset["degradations"])
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{where}.degradations: {_first_line(error)}") from error
+    if steps.scale != scale:
+        raise InputError(
+            f"{where}.degradations: make pictures {steps.scale} times smaller, but the file's scale is {scale}."
+        )
+    is_train = where == "datasets.train"
+    if is_train and dataset["gt_size"] % scale:
+        raise InputError(f"{where}.gt_size: {dataset['gt_size']} must be a multiple of the scale, {scale}.")
+    if not is_train and steps.has_range:
+        raise InputError(f"{where}.degradations: hold a choice or a range; a test has one level. Name a set for each.")
 
 
 def _build(where: str, options: dict, make: Callable[..., Any], *arguments: Any, limit: str = "") -> Any:

@@ -34,9 +34,18 @@ from basicsr.utils.registry import (
 )
 
 from hranet_arch.baselines import ADNet, DnCNN, FFDNet
-from hranet_arch.datasets import GaussianDenoisingDataset, PairedDenoisingDataset
+from hranet_arch.datasets import DegradationDataset, GaussianDenoisingDataset, PairedDenoisingDataset
+from hranet_arch.degradations import (
+    DEGRADATION_REGISTRY,
+    BicubicDownsampling,
+    GaussianNoise,
+    JPEGCompression,
+    OneOf,
+    PoissonGaussianNoise,
+    Quantization,
+)
 from hranet_arch.hranet import HRANet
-from hranet_arch.metrics import calculate_psnr_float
+from hranet_arch.metrics import calculate_psnr_float, calculate_psnrb
 from hranet_arch.model import DenoisingModel, RestorationModel
 
 logger = logging.getLogger(__name__)
@@ -47,9 +56,12 @@ for network in (HRANet, DnCNN, FFDNet, ADNet):
     ARCH_REGISTRY.register(network)
 for model in (RestorationModel, DenoisingModel):
     MODEL_REGISTRY.register(model)
-for dataset in (GaussianDenoisingDataset, PairedDenoisingDataset):
+for dataset in (GaussianDenoisingDataset, PairedDenoisingDataset, DegradationDataset):
     DATASET_REGISTRY.register(dataset)
-METRIC_REGISTRY.register(calculate_psnr_float)
+for step in (GaussianNoise, PoissonGaussianNoise, JPEGCompression, BicubicDownsampling, Quantization, OneOf):
+    DEGRADATION_REGISTRY.register(step)
+for metric in (calculate_psnr_float, calculate_psnrb):
+    METRIC_REGISTRY.register(metric)
 
 
 @functools.cache
@@ -83,6 +95,7 @@ def registries() -> Mapping[str, Mapping[str, Any]]:
         "arch": dict(iter(ARCH_REGISTRY)),
         "model": dict(iter(MODEL_REGISTRY)),
         "dataset": dict(iter(DATASET_REGISTRY)),
+        "degradation": dict(iter(DEGRADATION_REGISTRY)),
         "loss": dict(iter(LOSS_REGISTRY)),
         "metric": {name: metric for name, metric in METRIC_REGISTRY if not name.endswith("_pt")},
         "optimizer": {name: cls for name, cls in optimizers if "lr" in inspect.signature(cls).parameters},

@@ -95,6 +95,13 @@ class GaussianDenoising(OtherDataset):
     degrade_on: Literal["loader", "device"] = "loader"
 
 
+class Degradation(OtherDataset):
+    dataroot_gt: str
+    degradations: Annotated[list[Typed], Field(min_length=1)]
+    color: Literal["gray", "rgb", "y"]
+    cache: Literal["ram"] | None = None
+
+
 class PairedDenoising(OtherDataset):
     dataroot_gt: str
     dataroot_lq: str
@@ -115,6 +122,7 @@ class PairedImage(SingleImage):
 
 DATASETS: dict[str, type[OtherDataset]] = {
     "GaussianDenoisingDataset": GaussianDenoising,
+    "DegradationDataset": Degradation,
     "PairedDenoisingDataset": PairedDenoising,
     "PairedImageDataset": PairedImage,
     "SingleImageDataset": SingleImage,
@@ -351,7 +359,7 @@ def _to_plain(value: Any) -> Any:
         return {name: _to_plain(item) for name, item in items.items()}
     if isinstance(value, dict):
         return {key: _to_plain(item) for key, item in value.items()}
-    return value
+    return [_to_plain(item) for item in value] if isinstance(value, list) else value
 
 
 def suggest(name: str, known: Iterable[str]) -> str:

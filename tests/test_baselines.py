@@ -418,8 +418,9 @@ KNOWN = [
     (FFDNet, {**colours(1), "num_feat": 5, "num_conv": 15}),
     (FFDNet, {**colours(3), "num_feat": 4, "num_conv": 2}),
     (ADNet, {**colours(3), "num_feat": 5}),
-    (HRANet, {**colours(1), "num_feat": 8, "num_block": 3, "squeeze_factor": 4}),
-    (HRANet, {**colours(3), "num_feat": 6, "num_block": 5, "squeeze_factor": 2}),
+    (HRANet, {**colours(1), "num_feat": 8, "num_block": 3, "squeeze_factor": 4, "upscale": 1}),
+    (HRANet, {**colours(3), "num_feat": 6, "num_block": 5, "squeeze_factor": 2, "upscale": 1}),
+    (HRANet, {**colours(3), "num_feat": 6, "num_block": 3, "squeeze_factor": 2, "upscale": 3}),
 ]
 
 

@@ -18,6 +18,7 @@ from hranet_arch.hranet import (
     LayerNorm2d,
     LightweightBlock,
 )
+from hranet_arch.resize import resize_bicubic
 from hranet_arch.tiling import run_tiled
 
 EPS = 1e-5  # torch's default in LayerNorm and BatchNorm
@@ -584,6 +585,43 @@ def test_global_attention_has_no_halo():
     assert net.tile_multiple == 1
 
 
+# --------------------------------------------------------------------------------------------------- super-resolution
+
+
+@pytest.mark.parametrize("upscale", [2, 3, 4])
+def test_enlarging_is_bicubic_minus_the_shuffled_residual(upscale):
+    """With a last layer of zeros and the biases 0, 1, 2, ...: each small pixel's residual is a known little square."""
+    net = HRANet(num_in_ch=3, num_out_ch=3, num_feat=4, upscale=upscale).eval()
+    last = net.detail_enhancement[15]
+    torch.nn.init.zeros_(last.weight)
+    last.bias.data = torch.arange(3.0 * upscale**2)
+    x = torch.rand(2, 3, 9, 11)
+    residual = resize_bicubic(x, upscale) - net(x)
+    expected = torch.arange(3.0 * upscale**2).reshape(3, upscale, upscale).repeat(1, 9, 11)
+    assert torch.allclose(residual, expected.expand_as(residual), atol=1e-5)
+
+
+def test_all_but_the_last_layer_of_an_enlarging_network_are_the_denoising_networks():
+    denoiser, enlarger = (HRANet(num_feat=8, upscale=upscale).state_dict() for upscale in (1, 2))
+    others = {name for name in enlarger if name not in denoiser or enlarger[name].shape != denoiser[name].shape}
+    assert others == {"detail_enhancement.15.weight", "detail_enhancement.15.bias"}
+    assert set(denoiser) == set(enlarger)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 17), (33, 50)])
+def test_any_size_is_enlarged(size):
+    y = HRANet(num_feat=4, upscale=3).eval()(torch.rand(1, 1, *size))
+    assert y.shape == (1, 1, 3 * size[0], 3 * size[1]) and torch.isfinite(y).all()
+
+
+def test_tiles_of_an_enlarging_network_equal_the_whole_picture():
+    net = HRANet(num_feat=4, upscale=2, attention_pool=3).double().eval()
+    x = torch.rand(1, 1, 150, 131, dtype=torch.float64)
+    with torch.no_grad():
+        tiled = run_tiled(net, x, tile=30, halo=net.halo, multiple=net.tile_multiple)
+        assert torch.allclose(tiled, net(x), atol=1e-12)
+
+
 # ------------------------------------------------------------------------------------------------ arguments, imports
 
 
@@ -609,6 +647,10 @@ def test_global_attention_has_no_halo():
         ("attention_gate", "relu"),
         ("attention_gate", None),
         ("attention_gate", True),
+        ("upscale", 0),
+        ("upscale", 5),
+        ("upscale", 2.0),
+        ("upscale", True),
     ],
 )
 def test_a_bad_argument_is_named_with_its_value(name, value):

@@ -20,7 +20,7 @@ from hranet_arch.checkpoints import find_resumable, load_checkpoint, save_atomic
 from hranet_arch.errors import InputError, TrainingError
 from hranet_arch.images import decode_image, to_array, to_float, to_tensor, to_uint8
 from hranet_arch.lmdb_reader import LmdbBackend, open_lmdb, read_value
-from hranet_arch.metrics import calculate_psnr_float
+from hranet_arch.metrics import calculate_psnr_float, calculate_psnrb
 from hranet_arch.tiling import pad_to_multiple, run_tiled
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -340,6 +340,41 @@ def test_float_psnr_of_a_tenth_is_20_db_inside_the_border():
 def test_float_psnr_refuses_other_shapes_and_borders_that_leave_nothing(shape, border):
     with pytest.raises(ValueError, match=f"crop_border={border}"):
         calculate_psnr_float(np.zeros((5, 5)), np.ones(shape), crop_border=border)
+
+
+def test_psnrb_by_hand():
+    """A step of 10 in the middle of 16 x 16 pixels: an error of 50; at borders of blocks 100 / 2 on average and
+    elsewhere 0, so that 50 * log2(8) / log2(16) = 37.5 are added. Two columns beside the border nothing is."""
+    original = np.zeros((16, 16))
+    at_border, beside = original.copy(), original.copy()
+    at_border[:, 8:] = beside[:, 6:] = 10
+    assert calculate_psnrb(at_border, original) == pytest.approx(10 * np.log10(255**2 / 87.5))
+    assert calculate_psnrb(beside, original) == pytest.approx(10 * np.log10(255**2 / 62.5))
+    assert calculate_psnrb(original, original) == float("inf")
+
+
+def test_psnrb_equals_its_authors_loops():
+    """Yim and Bovik's equations, step by step; 27 x 21 pixels, whose last blocks are cut."""
+    rng = np.random.default_rng(0)
+    original = rng.integers(0, 256, (27, 21)).astype(np.float64)
+    restored = (cv2.blur(original, (9, 9)) + np.kron(rng.normal(0, 20, (4, 3)), np.ones((8, 8)))[:27, :21]).round()
+    borders, others = [], []
+    for i in range(27):
+        for j in range(21):
+            if j < 20:
+                (borders if j % 8 == 7 else others).append((restored[i, j] - restored[i, j + 1]) ** 2)
+            if i < 26:
+                (borders if i % 8 == 7 else others).append((restored[i, j] - restored[i + 1, j]) ** 2)
+    blocking = np.log2(8) / np.log2(21) * (np.mean(borders) - np.mean(others))
+    assert blocking > 0
+    expected = 10 * np.log10(255**2 / (np.mean((restored - original) ** 2) + blocking))
+    assert calculate_psnrb(restored, original) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("shape", "border"), [((9, 9, 1), 0), ((9, 8), 0), ((9, 9), 5)])
+def test_psnrb_refuses_other_shapes_and_borders_that_leave_nothing(shape, border):
+    with pytest.raises(ValueError, match="calculate_psnrb: "):
+        calculate_psnrb(np.zeros((9, 9)), np.ones(shape), crop_border=border)
 
 
 def test_noisy_bsd68_has_the_psnr_of_the_published_convention():

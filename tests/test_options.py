@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from safetensors.torch import save_file
 
 from hranet_arch import preflight, registration
 from hranet_arch.errors import InputError
@@ -209,7 +210,10 @@ def build_stand_ins(options, source):
         arguments = {key: value for key, value in options["network_g"].items() if key != "type"}
         network = registration.registries()["arch"][options["network_g"]["type"]](**arguments)
         Path(checkpoint).parent.mkdir(parents=True)
-        torch.save({"params": network.state_dict()}, checkpoint)
+        if checkpoint.endswith(".safetensors"):
+            save_file(network.state_dict(), checkpoint)
+        else:
+            torch.save({"params": network.state_dict()}, checkpoint)
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
@@ -224,7 +228,8 @@ def test_shipped_files_pass_and_build(path, lmdb):
 
 
 def test_every_shipped_file_was_found():
-    assert {path.parent.name for path in SHIPPED} >= {"options", "bsd400", "cbsd432", "paired", "released"}
+    folders = {"options", "bsd400", "cbsd432", "jpeg", "paired", "released", "sr"}
+    assert {path.parent.name for path in SHIPPED} >= folders
     assert len({read_options(path)["name"] for path in SHIPPED}) == len(SHIPPED) >= 11
 
 

@@ -6,6 +6,7 @@ Both take the tensors by name, as ``checkpoints.select_params`` gives them. Impo
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 
@@ -155,12 +156,14 @@ def _guess_hranet(shapes: dict[str, tuple[int, ...]]) -> Arguments | None:
     if len(first) != 4 or len(squeezed) != 4 or squeezed[0] < 1:
         return None
     num_feat, num_in_ch = first[:2]
+    last = shapes.get("detail_enhancement.15.weight", (num_in_ch,))
     return {
         "num_in_ch": num_in_ch,
         "num_out_ch": num_in_ch,
         "num_feat": num_feat,
         "num_block": num_block,
         "squeeze_factor": num_feat // squeezed[0],  # the largest of those that give this inner width
+        "upscale": math.isqrt(last[0] // max(num_in_ch, 1)),
     }
 
 
