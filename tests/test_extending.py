@@ -11,7 +11,9 @@ import zipfile
 import cv2
 import numpy as np
 import pytest
+import torch
 
+from hranet_arch import methods, registration
 from tests.conftest import REPOSITORY, make_pictures
 
 PAGE = (REPOSITORY / "docs" / "extending.md").read_text("utf-8")
@@ -95,12 +97,14 @@ def mean_error(clean, run, number, iteration):
 def examined(plugin):
     """One process that needs no run: the module imported alone, its network in tiles, and two lines of the page."""
     code = (
-        "import salt_pepper, shlex, sys, torch; from hranet_arch import cli, tiling; torch.manual_seed(0)\n"
+        "import salt_pepper, shlex, sys, torch\n"
+        "from hranet_arch import cli, registration, tiling; torch.manual_seed(0)\n"
         "network, x = salt_pepper.PepperNet(num_feat=8).eval(), torch.rand(1, 1, 45, 61)\n"
         "with torch.inference_mode():\n"
         "    for halo in (network.halo, network.halo - 1):\n"
         "        network.halo = halo\n"
         "        print((tiling.restore(network, x, tile=16) - network(x)).abs().max().item())\n"
+        "print(registration.load_plugins())\n"
         "for line in sys.argv[1:]:\n"
         "    try:\n"
         "        cli.main(shlex.split(line))\n"
@@ -113,7 +117,8 @@ def examined(plugin):
     return ran
 
 
-def test_what_it_registers_is_listed(examined):
+def test_it_is_found_and_what_it_registers_is_listed(examined):
+    assert "'salt_pepper': 'loaded'" in examined.stdout
     for name in ("PepperNet", "SaltPepperDataset", "calculate_mae"):
         assert f"\n  {name}  (salt_pepper)\n" in examined.stdout
 
@@ -125,3 +130,55 @@ def test_mistyped_keys_are_answered_as_the_page_says(examined):
 def test_its_halo_makes_tiles_exact_and_is_no_larger_than_that_takes(examined):
     exact, seams = map(float, examined.stdout.split()[:2])
     assert exact < 1e-6 < seams
+
+
+# --- the table of what a network may have -----------------------------------------------------------------------------
+
+
+class OfferingNet(torch.nn.Module):
+    """Has all of the table, and remembers how it was used."""
+
+    halo, tile_multiple = 3, 4
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = torch.nn.Conv2d(1, 1, 1)
+        self.sigma, self.is_folded = 25.0, False
+
+    def forward(self, x, sigma=None):
+        CALLS.append((tuple(x.shape), None if sigma is None else sigma.tolist()))
+        return self.conv(x)
+
+    def fold_batchnorm(self):
+        self.is_folded = True
+
+
+CALLS: list[tuple] = []
+
+
+@pytest.fixture
+def offering_net(monkeypatch):
+    names = registration.ARCH_REGISTRY._obj_map
+    monkeypatch.setitem(names, "OfferingNet", OfferingNet)
+    CALLS.clear()
+
+
+def test_a_registered_network_is_told_the_noise_level_and_cut_by_its_halo(offering_net, recipe, run):
+    recipe["network_g"] = {"type": "OfferingNet"}
+    recipe["datasets"]["train"]["sigma"] = [10, 20]
+    recipe["val"] = {"val_freq": 2, "tile": 8}
+    recipe["train"]["total_iter"] = 2
+    assert run("train", recipe) == 0
+    training = [levels for shape, levels in CALLS if shape == (2, 1, 16, 16)]
+    assert len(training) == 2 and all(len(set(levels)) == 2 and 10 <= min(levels) for levels in training)
+    tiles = {shape for shape, levels in CALLS if levels == [25]}
+    # Tiles of 8 with 3 pixels around them, and from there on to the grid of 4: 16; at an edge of the picture 12; and 8
+    # at the end of its 44 pixels, where 4 are left for the tile itself.
+    assert {side for shape in tiles for side in shape[2:]} == {8, 12, 16}
+
+
+def test_a_registered_network_is_folded_and_told_by_a_comparison(offering_net, tmp_path):
+    torch.save({"params": OfferingNet().state_dict()}, tmp_path / "net.pth")
+    task = methods.Task("denoise", "gray", 40.0, torch.device("cpu"), precision="fp32", tile=0)
+    made = methods.make_method({"weights": "net.pth", "network_g": {"type": "OfferingNet"}}, task, tmp_path)
+    assert made.network.is_folded and made.network.sigma == 40
