@@ -38,10 +38,10 @@ def check_run(opt: dict) -> None:
         _check_training(opt, networks["network_g"])
     _check_checkpoint(opt, networks["network_g"])
     _check_resume_state(opt)
-    # Of other models and datasets only they themselves know what pictures they pass to the network.
+    # Of other models, and of datasets without a 'color', only they themselves know what they pass to the network.
     if opt["model_type"] in schema.MODELS:
         for phase, dataset in opt["datasets"].items():
-            if dataset["type"] in schema.DATASETS:
+            if "color" in schema.DATASETS.get(dataset["type"], schema.OtherDataset).model_fields:
                 _probe(networks["network_g"], opt, phase)
 
 

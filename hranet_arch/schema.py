@@ -365,6 +365,8 @@ def _to_plain(value: Any) -> Any:
 def suggest(name: str, known: Iterable[str]) -> str:
     """Returns `` Did you mean 'x'?`` with the nearest known names, or all of them where none is near."""
     known = list(known)
+    if not known:
+        return " There are none to choose from."
     ratios = {other: difflib.SequenceMatcher(None, name.lower(), other.lower()).ratio() for other in known}
     enough = max(0.6, max(ratios.values(), default=0) - 0.1)
     close = sorted((other for other in known if ratios[other] >= enough), key=ratios.get, reverse=True)[:3]

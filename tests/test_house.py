@@ -77,6 +77,7 @@ def test_nothing_is_evaluated_and_only_the_command_prints():
         "docs/spandrel.md",
         "docs/performance.md",
         "docs/results.md",
+        "docs/extending.md",
         "CHANGELOG.md",
     ],
 )

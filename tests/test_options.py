@@ -1,5 +1,6 @@
 """Option files: what passes, what is refused and in which words. Nothing is trained here."""
 
+import contextlib
 import copy
 import os
 import re
@@ -8,9 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from pydantic import create_model
 from safetensors.torch import save_file
 
-from hranet_arch import preflight, registration
+from hranet_arch import preflight, registration, schema
 from hranet_arch.errors import InputError
 from hranet_arch.options import check_options, complete_options, override, read_options
 from hranet_arch.prepare import prepare_lmdb
@@ -431,6 +433,42 @@ def test_a_plug_in_may_pass_unknown_arguments_on(recipe):
     registries = {**registration.registries(), "arch": {"network": network}}
     recipe["network_g"] = {"type": "network", "width": 1, "depth": 2}
     assert check_options(recipe, registries, is_train=True)["network_g"]["depth"] == 2
+
+
+def test_a_class_that_takes_no_arguments_says_so(recipe):
+    def calculate_zero(img, img2): ...
+
+    registries = {**registration.registries(), "metric": {"calculate_zero": calculate_zero}}
+    recipe["val"]["metrics"] = {"zero": {"type": "calculate_zero", "crop": 2}}
+    with pytest.raises(InputError, match=r"val\.metrics\.zero\.crop: unknown key\. There are none to choose from\."):
+        check_options(recipe, registries, is_train=True)
+
+
+def test_a_plug_ins_dataset_is_checked_by_its_section(recipe, monkeypatch):
+    class Rainy(schema.OtherDataset):
+        rate: schema.Positive
+
+    monkeypatch.setitem(schema.DATASETS, "RainyDataset", Rainy)
+    registries = {**registration.registries(), "dataset": {"RainyDataset": object}}
+    for name in ("train", "val"):
+        recipe["datasets"][name] = {"name": name, "type": "RainyDataset", "rate": 0, "rte": 3}
+    with pytest.raises(InputError) as refused:
+        check_options(recipe, registries, is_train=True)
+    assert "datasets.train.rte: unknown key. Did you mean 'rate'?" in str(refused.value)
+    assert "datasets.val.rate: 0: must be greater than or equal to 1." in str(refused.value)
+
+
+@pytest.mark.parametrize(("color", "is_tried"), [({}, False), ({"color": (str, "rgb")}, True)])
+def test_a_network_is_tried_on_pictures_whose_channels_are_known(recipe, monkeypatch, color, is_tried):
+    """A dataset without ``color`` may give grey pictures; only one that says ``rgb`` does not fit a grey network."""
+    section = create_model("Rainy", __base__=schema.OtherDataset, **color)
+    monkeypatch.setitem(schema.DATASETS, "RainyDataset", section)
+    registries = {**registration.registries(), "dataset": {"RainyDataset": object}}
+    recipe["datasets"] = {name: {"name": name, "type": "RainyDataset"} for name in ("train", "val")}
+    checked = check_options(recipe, registries, is_train=True)
+    complete_options(checked, Path.cwd(), is_train=True)
+    with pytest.raises(InputError, match="3 channels") if is_tried else contextlib.nullcontext():
+        preflight.check_run(checked)
 
 
 def test_all_mistakes_are_in_one_message(recipe):

@@ -447,7 +447,7 @@ def test_a_trained_checkpoint_says_its_network(recipe, run, tmp_path):
     [
         ({"network_g": "{"}, "'network_g' is not JSON"),
         ({"network_g": "[1]"}, "must be a dictionary"),
-        ({"network_g": '{"type": "SwinIR"}'}, "SwinIR"),
+        ({"network_g": '{"type": "SwinIR"}'}, "'SwinIR' is not one of .* `basicsr compare` run every"),
         ({"network_g": '{"type": "HRANet", "num_feat": 5}'}, "do not fit"),
         ({"network_g": '{"type": "HRANet", "num_fea": 4}'}, "num_fea"),
         ({"sigma": "[25, 5]"}, "'sigma' is"),

@@ -77,7 +77,10 @@ def _read_options(network_g: Mapping[str, object]) -> tuple[type[nn.Module], Arg
     arguments = dict(network_g)
     name = arguments.pop("type", None)
     if name not in networks:
-        raise InputError(f"network_g: type={name!r} is not one of {', '.join(networks)}: only these are built here.")
+        raise InputError(
+            f"network_g: type={name!r} is not one of {', '.join(networks)}: only these are built here. "
+            "`basicsr test` and `basicsr compare` run every network that is registered."
+        )
     return networks[name], arguments
 
 
