@@ -3,13 +3,13 @@
 from hranet_arch.hranet import HRANet
 
 __version__ = "0.1.0"
-__all__ = ["Denoiser", "HRANet", "__version__"]
+__all__ = ["Deblocker", "Denoiser", "HRANet", "Upscaler", "__version__"]
 
 
 def __getattr__(name: str) -> object:
-    """``Denoiser`` on first use: it brings the peers and safetensors, which who wants the network does not need."""
-    if name == "Denoiser":
-        from hranet_arch.restore import Denoiser
+    """The restorers on first use: they bring the peers and safetensors, which who wants the network does not need."""
+    if name in ("Deblocker", "Denoiser", "Upscaler"):
+        from hranet_arch import restore
 
-        return Denoiser
+        return getattr(restore, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -13,6 +13,7 @@ import random
 import sys
 from pathlib import Path
 
+from hranet_arch import cli_restore
 from hranet_arch.errors import InputError, Interrupted, TrainingError
 
 CHANNEL_KEYS = ("num_in_ch", "in_chans", "in_channels")  # what networks call the channels of their input
@@ -25,6 +26,8 @@ EXAMPLES = """examples:
   basicsr prepare lmdb --input my_pictures --output datasets/mine.lmdb
   basicsr profile --arch HRANet
   basicsr denoise photo.png -o clean --model experiments/hranet_gray_s25/models/net_g_best.pth
+  basicsr upscale photo.png -o large --scale 2
+  basicsr dejpeg photo.jpg -o clean.png
   basicsr doctor
 """
 
@@ -246,68 +249,6 @@ def _doctor(arguments: argparse.Namespace) -> int:
     return doctor.examine()
 
 
-# --- denoise ----------------------------------------------------------------------------------------------------------
-
-
-def _denoise(arguments: argparse.Namespace) -> int:
-    from tqdm import tqdm
-
-    from hranet_arch import denoise
-
-    tasks = denoise.plan(
-        arguments.input, arguments.output, is_recursive=arguments.recursive, has_compare=arguments.compare
-    )
-    names = ("model", "sigma", "device", "precision", "tile", "ensemble", "backend")
-    settings = denoise.Settings(**{name: getattr(arguments, name) for name in names})
-    failed = []
-    for outcome in denoise.run(tasks, settings, is_overwriting=arguments.overwrite):
-        if outcome.status == "failed":
-            failed.append(outcome.text)
-        else:
-            tqdm.write(outcome.text)
-    for text in failed:
-        print(f"failed: {text}", file=sys.stderr)
-    if failed:
-        print(f"basicsr: {len(failed)} of {len(tasks)} pictures could not be cleaned.", file=sys.stderr)
-    return 1 if failed else 0
-
-
-def _sigma(text: str) -> float | str:
-    if text in ("auto", "blind"):
-        return text
-    try:
-        sigma = float(text)
-    except ValueError:
-        sigma = -1.0
-    if not 0 <= sigma <= 255:
-        raise argparse.ArgumentTypeError(f"{text!r} is neither 'auto' nor 'blind' nor a noise level from 0 to 255")
-    return sigma
-
-
-def _add_denoise_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "input", nargs="+", metavar="INPUT", help="pictures, folders of pictures, patterns such as '*.png'"
-    )
-    parser.add_argument("-o", "--output", required=True, metavar="OUT", help="folder, or, for one picture, a file")
-    text = "released network, weights (.pth, .safetensors), or an exported .onnx"
-    parser.add_argument("--model", metavar="NAME|FILE", help=text)
-    text = "noise level of the pictures in grey levels; 'auto' (the default) estimates each one's"
-    parser.add_argument("--sigma", type=_sigma, default="auto", metavar="N|auto|blind", help=text)
-    parser.add_argument("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda, cuda:1")
-    text = "what runs the network (default: onnxruntime for an .onnx file, else torch)"
-    parser.add_argument("--backend", choices=["torch", "onnxruntime"], help=text)
-    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="of the convolutions")
-    parser.add_argument("--tile", type=int, metavar="N", help="side of tiles in pixels (default: by the free memory)")
-    parser.add_argument(
-        "--ensemble", action="store_true", help="mean over eight symmetries: better, eight times the work"
-    )
-    parser.add_argument(
-        "--compare", action="store_true", help="write before and after side by side as NAME_compare.png"
-    )
-    parser.add_argument("--recursive", action="store_true", help="folders with their subfolders")
-    parser.add_argument("--overwrite", action="store_true", help="make results anew that are there already")
-
-
 # --- export -----------------------------------------------------------------------------------------------------------
 
 
@@ -389,8 +330,8 @@ def _build_parser() -> argparse.ArgumentParser:
     listing.add_argument("kind", nargs="?", choices=kinds, help="only this kind")
     text = "what is installed, what is repaired, and whether a training step works"
     _add(verbs, "doctor", text, _doctor, "basicsr doctor")
-    text = "clean noisy pictures"
-    _add_denoise_arguments(_add(verbs, "denoise", text, _denoise, "basicsr denoise scans -o clean --model net.pth"))
+    for verb, (_, text, example, _) in cli_restore.VERBS.items():
+        cli_restore.add_arguments(_add(verbs, verb, text, cli_restore.run, example), verb)
     text = "write a network for other programs"
     example = "basicsr export --model net.pth --format onnx -o net.onnx"
     _add_export_arguments(_add(verbs, "export", text, _export, example))

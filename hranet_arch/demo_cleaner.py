@@ -50,10 +50,10 @@ class Cleaner:
     def __init__(self, models: Sequence[str], device: str = "auto", limits: Limits | None = None) -> None:
         self.device = device
         self.limits = limits or Limits()
-        self.released = {} if models else networks.list_released()
+        self.released = {} if models else networks.list_released("denoise")
         self._denoisers: dict[str, Denoiser] = {}
         if not models:
-            networks.choose_released(self.released, "gray", None)  # raises where there are none, and says what to do
+            networks.require_any(self.released, "denoise")
         self.models = list(models) or [AUTOMATIC, *self.released]
         for model in models:
             self._load(model)
@@ -100,7 +100,7 @@ class Cleaner:
             )
             result = replace(picture, pixels=restoration.image)
             parts = [_preview(picture), _preview(result), _write(result, Path(folder))]
-        facts = _describe(picture, estimated, denoiser, restoration.is_by_channel, time.monotonic() - begin)
+        facts = _describe(picture, estimated, denoiser, restoration.way, time.monotonic() - begin)
         suffix = SUFFIXES[picture.format]
         report({"result": {"sizes": [len(part) for part in parts], "facts": facts, "suffix": suffix}})
         return parts
@@ -130,7 +130,7 @@ class Cleaner:
     def _choose(self, model: str, picture: Picture, sigma: float | None) -> Denoiser:
         if model == AUTOMATIC:
             color = "gray" if picture.is_gray else "rgb"
-            model = networks.choose_released(self.released, color, sigma).name
+            model = networks.choose_denoiser(self.released, color, sigma).name
         return self._load(model)
 
     def _load(self, model: str) -> Denoiser:
@@ -170,12 +170,10 @@ def _blend(before: np.ndarray, after: np.ndarray, strength: float) -> np.ndarray
     return blended
 
 
-def _describe(
-    picture: Picture, estimated: float | None, denoiser: Denoiser, is_by_channel: bool, seconds: float
-) -> list[str]:
+def _describe(picture: Picture, estimated: float | None, denoiser: Denoiser, way: str, seconds: float) -> list[str]:
     height, width = picture.pixels.shape[:2]
     depth = {"uint8": "8 bits", "uint16": "16 bits"}.get(str(picture.pixels.dtype), str(picture.pixels.dtype))
     facts = [f"{width:,} × {height:,}, {'grey' if picture.is_gray else 'colour'}, {picture.format}, {depth}"]
     facts.append("too small to estimate its noise" if estimated is None else f"noise about {estimated:.1f} of 255")
-    facts.append(denoiser.network.name + (", channel by channel" if is_by_channel else ""))
+    facts.append(denoiser.network.name + (f", {way}" if way else ""))
     return [*facts, f"{seconds:.1f} s", *picture.notes]

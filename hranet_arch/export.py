@@ -136,10 +136,12 @@ def describe(network: LoadedNetwork) -> dict[str, str]:
     texts = {
         "network_g": json.dumps(network_g),
         "color": description.color or {1: "gray", 3: "rgb"}.get(network.channels, ""),
-        "task": description.task,
     }
-    if description.sigma is not None:
-        texts["sigma"] = json.dumps(description.sigma)
+    if task := description.task or ("sr" if network.scale > 1 else None):
+        texts["task"] = task
+    for name in ("sigma", "quality"):
+        if (value := getattr(description, name)) is not None:
+            texts[name] = json.dumps(value)
     if description.card is not None:
         texts["card"] = json.dumps(dict(description.card))
     return texts

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -20,8 +20,26 @@ logger = logging.getLogger(__name__)
 
 WEIGHTS = Path(__file__).resolve().parent / "weights"
 
-Sigma = float | tuple[float, float] | None
+Task = Literal["denoise", "sr", "jpeg"]
+Range = float | tuple[float, float] | None
+Color = Literal["gray", "rgb"]
 Backend = Literal["torch", "onnxruntime"]
+
+
+@dataclass(frozen=True)
+class Words:
+    """What a task is called: the verb of ``basicsr``, its Python class, and what its networks do."""
+
+    verb: str
+    type: str
+    purpose: str
+
+
+WORDS: Mapping[Task, Words] = {
+    "denoise": Words("denoise", "Denoiser", "takes noise out of pictures"),
+    "sr": Words("upscale", "Upscaler", "enlarges pictures"),
+    "jpeg": Words("dejpeg", "Deblocker", "takes JPEG's blocks out of pictures"),
+}
 
 
 @dataclass(frozen=True)
@@ -29,16 +47,19 @@ class Description:
     """What a weight file says of itself.
 
     A ``.safetensors`` file has it as metadata, a dictionary of strings: ``network_g`` (JSON, as in an option file),
-    ``color`` (``gray`` or ``rgb``), ``sigma`` (JSON: a number in grey levels, or ``[lowest, highest]``), ``task``
-    (``denoise``), and ``card`` (JSON, all else). A ``.pth`` file of ours has ``network_g`` beside the weights.
+    ``color`` (``gray`` or ``rgb``), ``task`` (``denoise``, ``sr`` or ``jpeg``), what the network was trained for,
+    ``sigma`` (JSON: a number in grey levels, or ``[lowest, highest]``) or ``quality`` (JSON: JPEG's, in the same way;
+    for ``sr`` it is ``upscale`` of ``network_g``), and ``card`` (JSON, all else). A ``.pth`` file of ours has
+    ``network_g`` beside the weights. Where the task is not said, it follows from the others; None: from nothing.
     """
 
     name: str
     path: Path
     network_g: Mapping[str, object] | None = None
-    color: Literal["gray", "rgb"] | None = None
-    sigma: Sigma = None
-    task: str = "denoise"
+    color: Color | None = None
+    sigma: Range = None
+    quality: Range = None
+    task: Task | None = None
     card: Mapping[str, object] | None = None
 
     @classmethod
@@ -51,18 +72,27 @@ class Description:
         path = Path(path)
         texts = _read_header(path) if texts is None else texts
         values = {}
-        for key in ("network_g", "sigma", "card"):
+        for key in ("network_g", "sigma", "quality", "card"):
             try:
                 values[key] = json.loads(texts.get(key) or "null")
             except ValueError as error:
                 raise InputError(f"{path}: its entry {key!r} is not JSON: {error}.") from error
-        sigma = values["sigma"]
-        values["sigma"] = tuple(sigma) if isinstance(sigma, list) else sigma
-        color, task = texts.get("color") or None, texts.get("task") or "denoise"
         _check(path, "network_g", values["network_g"], isinstance(values["network_g"], dict | None), "a dictionary")
-        _check(path, "sigma", sigma, _is_sigma(values["sigma"]), "a noise level in grey levels, or the least and most")
+        for key, rule in (("sigma", "a noise level in grey levels"), ("quality", "a quality of JPEG, 1 to 100")):
+            value = values[key]
+            values[key] = tuple(value) if isinstance(value, list) else value
+            _check(path, key, value, _is_range(values[key]), f"{rule}, or the least and most")
+        color, task = texts.get("color") or None, texts.get("task") or _infer_task(values)
+        upscale = (values["network_g"] or {}).get("upscale", 1)
+        _check(path, "network_g: upscale", upscale, type(upscale) is int and upscale >= 1, "a whole number")
         _check(path, "color", color, color in (None, "gray", "rgb"), "'gray' or 'rgb'")
+        _check(path, "task", task, task in (None, *WORDS), ", ".join(map(repr, WORDS)))
         return cls(path.stem, path, color=color, task=task, **values)
+
+    @property
+    def scale(self) -> int:
+        """How many times the network enlarges."""
+        return (self.network_g or {}).get("upscale", 1)
 
     @property
     def is_blind(self) -> bool:
@@ -81,6 +111,7 @@ class LoadedNetwork:
         module: in evaluation mode, BatchNorms folded, on the CPU; has ``halo`` and ``tile_multiple``.
         channels: of its pictures: 1 (grey) or 3 (RGB).
         takes_sigma: whether ``forward`` takes the noise level, in grey levels, as second argument.
+        scale: how many times larger its result is.
         description: what its file says.
         backend: what runs it; for ``'onnxruntime'`` the module is an ``OnnxNetwork``.
     """
@@ -95,11 +126,35 @@ class LoadedNetwork:
     def name(self) -> str:
         return self.description.name
 
+    @property
+    def scale(self) -> int:
+        return getattr(self.module, "upscale", 1)
 
-def list_released() -> dict[str, Description]:
-    """The released networks for denoising by name, from the headers of the package's weight files."""
+
+def list_released(task: Task | None = None) -> dict[str, Description]:
+    """The released networks, of one task or of all, by name, from the headers of the package's weight files."""
     found = [Description.read(path) for path in sorted(WEIGHTS.glob("*.safetensors"))]
-    return {one.name: one for one in found if one.task == "denoise"}
+    return {one.name: one for one in found if task in (None, one.task)}
+
+
+def require_task(network: LoadedNetwork, task: Task) -> None:
+    """Refuses a network whose file says another task, or whose result has the wrong size for it.
+
+    Raises:
+        InputError: with the verb and the class that take the network.
+    """
+    own = network.description.task or ("sr" if network.scale > 1 else None)
+    if own not in (None, task):
+        right = WORDS[own]
+        raise InputError(
+            f"{network.name} {right.purpose}: it is for `basicsr {right.verb}`, in Python {right.type}, not for "
+            f"`basicsr {WORDS[task].verb}`."
+        )
+    if task == "sr" and network.scale == 1:
+        raise InputError(
+            f"{network.name} does not enlarge pictures: its result has the size of its input. `basicsr upscale` takes "
+            "networks with upscale 2, 3 or 4."
+        )
 
 
 def load_network(
@@ -187,7 +242,13 @@ def _read_header(path: Path) -> dict[str, str]:
         raise InputError(f"{path}: not a whole weight file: {error}") from error
 
 
-def _is_sigma(value: object) -> bool:
+def _infer_task(values: Mapping[str, object]) -> Task | None:
+    if (values["network_g"] or {}).get("upscale", 1) != 1:
+        return "sr"
+    return "denoise" if values["sigma"] is not None else "jpeg" if values["quality"] is not None else None
+
+
+def _is_range(value: object) -> bool:
     values = value if isinstance(value, tuple) else (value,)
     are_numbers = all(isinstance(one, (int, float)) and not isinstance(one, bool) and one >= 0 for one in values)
     return value is None or (are_numbers and len(values) <= 2 and list(values) == sorted(values) and len(values) > 0)
@@ -204,10 +265,10 @@ def _check(path: Path, name: str, value: object, is_met: bool, rule: str) -> Non
 CLOSE = 1.25  # a network for one noise level does well up to this ratio of the levels; beyond, a blind one does better
 
 
-def choose_released(
-    released: Mapping[str, Description], color: Literal["gray", "rgb"], sigma: float | Literal["blind"] | None
+def choose_denoiser(
+    released: Mapping[str, Description], color: Color, sigma: float | Literal["blind"] | None
 ) -> Description:
-    """Picks the network for a picture.
+    """Picks the network that takes a picture's noise away.
 
     For colour, one for colour, or, where none is released, one for grey (to be run channel by channel). Of these, for
     ``'blind'`` and for None (a noise level that is not known) a blind one; for a noise level the network trained for
@@ -215,15 +276,14 @@ def choose_released(
     else the nearest.
 
     Args:
-        released: by name, as ``list_released`` gives them.
+        released: those for denoising by name, as ``list_released`` gives them.
         color: of the picture.
         sigma: noise level in grey levels.
 
     Raises:
         InputError: if none fits.
     """
-    if not released:
-        raise InputError("No trained networks are released yet. Give the weights yourself: --model FILE.")
+    require_any(released, "denoise")
     fitting = [one for one in released.values() if one.color == color]
     if not fitting and color == "rgb":
         fitting = [one for one in released.values() if one.color == "gray"]
@@ -244,6 +304,57 @@ def choose_released(
             f"Released: {', '.join(released)}. Choose one with --model."
         )
     return chosen[0]
+
+
+def choose_upscaler(released: Mapping[str, Description], color: Color, scale: int) -> Description:
+    """Picks the network that enlarges a picture ``scale`` times: one for its colour, else one for the other.
+
+    Args:
+        released: those for super-resolution by name.
+        color: of the picture.
+        scale: 2, 3 or 4.
+
+    Raises:
+        InputError: if none is released for the scale.
+    """
+    require_any(released, "sr")
+    fitting = [one for one in released.values() if one.scale == scale]
+    if not fitting:
+        raise InputError(
+            f"No released network enlarges {scale} times. Released: {', '.join(released)}. Give another --scale, or "
+            "choose one with --model."
+        )
+    return _prefer_color(fitting, color)
+
+
+def choose_deblocker(released: Mapping[str, Description], color: Color) -> Description:
+    """Picks the network that takes JPEG's blocks out of a picture: one for its colour, else one for the other.
+
+    Of several, the one that was trained for the widest range of qualities: a picture does not say its own for sure.
+
+    Raises:
+        InputError: if none is released.
+    """
+    require_any(released, "jpeg")
+    widest = sorted(
+        released.values(), key=lambda one: one.quality[0] - one.quality[1] if isinstance(one.quality, tuple) else 0
+    )
+    return _prefer_color(widest, color)
+
+
+def require_any(released: Mapping[str, Description], task: Task) -> None:
+    """Refuses to choose from nothing.
+
+    Raises:
+        InputError: if nothing is released.
+    """
+    if not released:
+        purpose = WORDS[task].purpose
+        raise InputError(f"No network that {purpose} is released yet. Give the weights yourself: --model FILE.")
+
+
+def _prefer_color(networks: Sequence[Description], color: Color) -> Description:
+    return next((one for one in networks if one.color == color), networks[0])
 
 
 def _distance(one: Description, sigma: float) -> float:

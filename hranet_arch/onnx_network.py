@@ -29,16 +29,20 @@ class OnnxNetwork(nn.Module):
             averages over the whole picture.
         tile_multiple: tiles start at multiples of this many pixels.
         bytes_per_pixel: memory that a run takes at most for each pixel of the picture.
+        upscale: how many times larger its result is.
 
     Raises:
         InputError: if ONNX Runtime is not installed, or cannot run the model.
     """
 
-    def __init__(self, model: bytes, *, halo: int | None, tile_multiple: int, bytes_per_pixel: float) -> None:
+    def __init__(
+        self, model: bytes, *, halo: int | None, tile_multiple: int, bytes_per_pixel: float, upscale: int = 1
+    ) -> None:
         super().__init__()
         self.halo = halo
         self.tile_multiple = tile_multiple
         self.bytes_per_pixel = bytes_per_pixel
+        self.upscale = upscale
         self.device = torch.device("cpu")
         self._model = model
         self._session = _open_session(model, self.device)
@@ -62,7 +66,7 @@ class OnnxNetwork(nn.Module):
         return self
 
     def forward(self, x: Tensor, sigma: float | None = None) -> Tensor:
-        """Denoises ``(n, c, h, w)`` in [0, 1]; ``sigma`` in grey levels, for a network that is told."""
+        """Restores ``(n, c, h, w)`` in [0, 1]; ``sigma`` in grey levels, for a network that is told."""
         inputs = {"noisy": x.detach().cpu().contiguous().numpy()}
         if self.takes_sigma:
             inputs["sigma"] = torch.tensor([sigma], dtype=torch.float32).numpy()
@@ -114,8 +118,9 @@ def read_onnx(model: bytes, path: Path) -> LoadedNetwork:
         ) from error
     if not is_sound:
         raise InputError(f"its entries halo={halo}, tile_multiple={multiple}, bytes_per_pixel={nbytes} are no sizes.")
-    module = OnnxNetwork(model, halo=halo, tile_multiple=multiple, bytes_per_pixel=nbytes)
-    return LoadedNetwork(module, module.channels, module.takes_sigma, Description.read(path, texts), "onnxruntime")
+    description = Description.read(path, texts)
+    module = OnnxNetwork(model, halo=halo, tile_multiple=multiple, bytes_per_pixel=nbytes, upscale=description.scale)
+    return LoadedNetwork(module, module.channels, module.takes_sigma, description, "onnxruntime")
 
 
 def convert(network: LoadedNetwork) -> LoadedNetwork:

@@ -126,14 +126,25 @@ def read_header(path: str | Path) -> Header:
         with _open(path) as image:
             (width, height), decoded = image.size, len(image.getbands()) * (2 if _is_deep(path, kind) else 1)
     header = Header(path, kind, width, height, decoded * width * height)
-    if header.pixels > LARGEST_PICTURE or header.decoded > LARGEST_DECODED:
-        raise InputError(
-            f"{path}: {width:,} x {height:,} pixels, {header.decoded:,} bytes once decoded: too large. At most "
-            f"{LARGEST_PICTURE:,} pixels and {LARGEST_DECODED:,} bytes are read: cut it into pieces."
-        )
+    check_size(header)
     if header.pixels < 1:
         raise InputError(f"{path}: a picture without pixels.")
     return header
+
+
+def check_size(header: Header, scale: int = 1) -> None:
+    """Whether a picture, and what it becomes ``scale`` times as large, can be held in memory.
+
+    Raises:
+        InputError: if it has more than ``LARGEST_PICTURE`` pixels or ``LARGEST_DECODED`` bytes.
+    """
+    width, height, decoded = header.width * scale, header.height * scale, header.decoded * scale**2
+    if width * height > LARGEST_PICTURE or decoded > LARGEST_DECODED:
+        enlarged = f" once enlarged {scale} times" if scale > 1 else ""
+        raise InputError(
+            f"{header.path}: {width:,} x {height:,} pixels{enlarged}, {decoded:,} bytes once decoded: too large. At "
+            f"most {LARGEST_PICTURE:,} pixels and {LARGEST_DECODED:,} bytes are possible: cut it into pieces."
+        )
 
 
 def read_picture(path: str | Path) -> Picture:
@@ -302,8 +313,8 @@ def turn_upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
 # --- writing ----------------------------------------------------------------------------------------------------------
 
 
-def check_writable(picture: Picture, path: str | Path) -> None:
-    """Whether a file of this name can hold the picture: its depth and its alpha.
+def check_writable(picture: Picture, path: str | Path, scale: int = 1) -> None:
+    """Whether a file of this name can hold the picture, ``scale`` times as large: its depth, its alpha, its size.
 
     Raises:
         InputError: if not, with the formats that can.
@@ -317,7 +328,7 @@ def check_writable(picture: Picture, path: str | Path) -> None:
         raise InputError(f"{path}: EXR does not hold pixels of type float64; TIFF can. Give another name.")
     if picture.alpha is not None and kind == "JPEG":
         raise InputError(f"{path}: JPEG holds no alpha channel; PNG, TIFF and WebP do. Give another name.")
-    if max(picture.pixels.shape[:2]) > {"WebP": 16383, "JPEG": 65535}.get(kind, math.inf):
+    if max(picture.pixels.shape[:2]) * scale > {"WebP": 16383, "JPEG": 65535}.get(kind, math.inf):
         raise InputError(f"{path}: {kind} does not hold pictures of this size. Give another name.")
 
 

@@ -65,13 +65,13 @@ class BicubicEnlargement(nn.Module):
     ``(n, c, h, w)`` to ``(n, c, h * scale, w * scale)``; in float32 under autocast too.
     """
 
-    reach = 2  # input pixels around a pixel that its result depends on
+    halo = 2  # input pixels around a pixel that its result depends on
 
     def __init__(self, scale: int) -> None:
         super().__init__()
-        self.scale = scale
+        self.upscale = scale
         centers = (torch.arange(scale)[:, None] + 0.5) / scale - 0.5  # of the new pixels in one old pixel
-        line = cubic(centers - torch.arange(-self.reach, self.reach + 1))  # (scale, 5)
+        line = cubic(centers - torch.arange(-self.halo, self.halo + 1))  # (scale, 5)
         kernels = torch.einsum("iy,jx->ijyx", line, line).flatten(0, 1)[:, None]  # (scale^2, 1, 5, 5)
         self.register_buffer("kernels", kernels, persistent=False)
 
@@ -79,5 +79,5 @@ class BicubicEnlargement(nn.Module):
         channels = x.shape[1]
         kernels = self.kernels.to(x.dtype).repeat(channels, 1, 1, 1)
         with torch.autocast(x.device.type, enabled=False):  # 8 bits of bfloat16 would be the picture's whole precision
-            phases = F.conv2d(F.pad(x, (self.reach,) * 4, mode="replicate"), kernels, groups=channels)
-        return F.pixel_shuffle(phases, self.scale)
+            phases = F.conv2d(F.pad(x, (self.halo,) * 4, mode="replicate"), kernels, groups=channels)
+        return F.pixel_shuffle(phases, self.upscale)

@@ -1,7 +1,7 @@
-"""A noisy picture in, a clean one out: ``Denoiser``, for arrays and tensors of any size, depth and layout.
+"""A bad picture in, a good one out: ``Denoiser``, ``Upscaler`` and ``Deblocker``, for arrays and tensors of any kind.
 
-``basicsr denoise`` and Python users call it. Needs torch and NumPy; files of pictures are another module's
-(``pictures.py``).
+``basicsr denoise``, ``upscale`` and ``dejpeg`` and Python users call them. Needs torch and NumPy; files of pictures are
+another module's (``pictures.py``).
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from torch import Tensor
 
 from hranet_arch import memory, tiling
 from hranet_arch.errors import InputError
-from hranet_arch.networks import Backend, LoadedNetwork, load_network
+from hranet_arch.networks import Backend, Description, LoadedNetwork, Task, load_network, require_task
 from hranet_arch.noise import estimate_sigma
+from hranet_arch.resize import BicubicEnlargement
 from hranet_arch.symmetries import IDENTITY, SYMMETRIES
 
 logger = logging.getLogger(__name__)
@@ -40,24 +41,21 @@ Image = np.ndarray | Tensor
 
 @dataclass(frozen=True)
 class Restoration:
-    """A clean picture and how it was made.
+    """A restored picture and how it was made.
 
     Attributes:
-        image: of the type, depth and layout of the noisy one.
+        image: of the type, depth and layout of the one that was given.
         sigma: the noise level in grey levels that the network was told; None if it takes none.
-        is_by_channel: whether a grey network went through a colour picture channel by channel.
+        way: in words, how a picture met a network for other colours; empty if it is one for the picture's.
     """
 
     image: Image
     sigma: float | None
-    is_by_channel: bool
+    way: str
 
 
-class Denoiser:
-    """Cleans pictures with a trained network::
-
-        denoiser = Denoiser("hranet_gray_s25")
-        clean = denoiser(noisy)
+class Restorer:
+    """Restores pictures with a trained network; ``Denoiser``, ``Upscaler`` and ``Deblocker`` say for which task.
 
     Args:
         weights: a released network's name, a ``.pth``, ``.safetensors`` or ``.onnx`` file, or a ``LoadedNetwork``.
@@ -70,8 +68,11 @@ class Denoiser:
         backend: see ``load_network``.
 
     Raises:
-        InputError: for a value outside of these, and as ``load_network`` does.
+        InputError: for a value outside of these, for a network of another task, and as ``load_network`` does.
     """
+
+    task: Task
+    takes_gray_as_rgb = True  # whether a grey picture may go through a colour network, its value three times
 
     def __init__(
         self,
@@ -85,13 +86,14 @@ class Denoiser:
         backend: Backend | None = None,
     ) -> None:
         if precision not in ("fp32", "bf16"):
-            raise InputError(f"Denoiser: precision={precision!r} is not allowed: it must be 'fp32' or 'bf16'.")
+            raise InputError(f"precision={precision!r} is not allowed: it must be 'fp32' or 'bf16'.")
         if tile is not None and (not isinstance(tile, int) or isinstance(tile, bool) or tile < tiling.SMALLEST_TILE):
             raise InputError(
-                f"Denoiser: tile={tile!r} is not allowed: it must be at least {tiling.SMALLEST_TILE} pixels, or None."
+                f"tile={tile!r} is not allowed: it must be at least {tiling.SMALLEST_TILE} pixels, or None."
             )
         is_loaded = isinstance(weights, LoadedNetwork)
         self.network = weights if is_loaded else load_network(weights, network_g, backend=backend)
+        require_task(self.network, self.task)
         self.device = _find_device(device)
         self.precision = precision
         self.tile = tile
@@ -102,7 +104,7 @@ class Denoiser:
         self._bytes_per_pixel: float | None = None
 
     def __call__(self, image: Image, *, sigma: float | Literal["auto"] | None = None) -> Image:
-        """Cleans a picture, or a batch of pictures of one size.
+        """Restores a picture, or a batch of pictures of one size.
 
         Args:
             image: array ``(h, w)``, ``(h, w, 1)``, ``(h, w, 3)`` (RGB) or ``(n, h, w, c)``, or tensor ``(c, h, w)`` or
@@ -111,16 +113,18 @@ class Denoiser:
                 FFDNet; ``'auto'``: estimated.
 
         Returns:
-            A new array or tensor of the same type, depth, layout and device. Whole numbers are rounded and clipped,
-            floats neither.
+            A new array or tensor of the same type, depth, layout and device, as many times larger as the network
+            enlarges. Whole numbers are rounded and clipped, floats neither.
 
         Raises:
             InputError: for other shapes, types and ranges, and for more channels than the network can take. A colour
-                picture goes through a grey network channel by channel, with a line in the log.
+                picture goes through a grey network channel by channel, with a line in the log; and a grey one through
+                a colour network in the place of red, green and blue, whose mean is its result. Not in denoising: there
+                the three would have the same noise, as no picture has that the network was trained on.
         """
         restoration = self.restore(image, sigma=sigma)
-        if restoration.is_by_channel:
-            logger.info("%s is a grey network: the colour picture went channel by channel.", self.network.name)
+        if restoration.way:
+            logger.info("%s: the picture went %s.", self.network.name, restoration.way)
         return restoration.image
 
     def restore(
@@ -130,17 +134,17 @@ class Denoiser:
         sigma: float | Literal["auto"] | None = None,
         report: Callable[[float], None] = lambda done: None,
     ) -> Restoration:
-        """As calling the denoiser; says what was done, and reports the part that is done, in [0, 1], meanwhile."""
+        """As calling the restorer; says what was done, and reports the part that is done, in [0, 1], meanwhile."""
         x, layout = _to_planes(image)
-        is_by_channel = self._check_channels(x.shape[1], layout)
+        way = self._check_channels(x.shape[1], layout)
         _check_range(x)
         sigma = self._check_sigma(sigma, x)
-        output = _make_like(image)
+        output = _make_like(image, self.network.scale)
         y, _ = _to_planes(output)
         parts = _divide(x, y, self.network.channels, self._count_pixels(x))
         for i, (source, target) in enumerate(parts):
             self._run(source, target, sigma, lambda done, i=i: report((i + done) / len(parts)))
-        return Restoration(output, sigma, is_by_channel)
+        return Restoration(output, sigma, way)
 
     def _check_onnx(self, device: str | torch.device) -> None:
         """What an ONNX network cannot do; and a GPU is taken by itself only where its runtime can use it."""
@@ -166,11 +170,11 @@ class Denoiser:
         ):
             tiling.restore(
                 self.module,
-                _Scaled(x, self.device),
+                _Scaled(x, self.device, self.network.channels),
                 run=lambda part: run(part).float(),
                 tile=self.tile or self._fit_tile(x),
                 symmetries=self.symmetries,
-                output=_Scaled(y, self.device),
+                output=_Scaled(y, self.device, self.network.channels),
                 report=report,
             )
 
@@ -188,7 +192,8 @@ class Denoiser:
             self._bytes_per_pixel = memory.count_bytes_per_pixel(self.module, self.network.channels)
         budget = FREE_PART * memory.measure_free(self.device)
         if self.device.type == "cpu":
-            budget = min(budget, max(CPU_BUDGET - 2 * x.nbytes, SMALLEST_BUDGET))
+            held = x.nbytes * (1 + self.network.scale**2)  # the picture and its result
+            budget = min(budget, max(CPU_BUDGET - held, SMALLEST_BUDGET))
         return int(budget / self._bytes_per_pixel)
 
     def _fit_tile(self, x: Tensor) -> int | None:
@@ -207,20 +212,24 @@ class Denoiser:
 
     # --- what may come in ---
 
-    def _check_channels(self, given: int, layout: str) -> bool:
-        """Whether a colour picture meets a grey network."""
+    def _check_channels(self, given: int, layout: str) -> str:
+        """How a picture goes through a network for other colours, in words."""
         own = self.network.channels
         if given not in (1, 3):
             raise InputError(
                 f"A picture with {given} channels ({layout}) was given; 1 (grey) and 3 (RGB) are allowed. "
                 "Take alpha off first, and put it back afterwards."
             )
-        if own != given and own != 1:
+        if own == given:
+            return ""
+        if own == 3 and self.takes_gray_as_rgb:
+            return "as grey in red, green and blue (a colour network)"
+        if own != 1:
             raise InputError(
                 f"A picture with {given} channel ({layout}) was given; {self.network.name} takes {own}. "
                 "Take a network for grey pictures."
             )
-        return own != given
+        return "channel by channel (a grey network)"
 
     def _check_sigma(self, sigma: float | str | None, x: Tensor) -> float | None:
         name = self.network.name
@@ -237,20 +246,61 @@ class Denoiser:
         return float(sigma)
 
 
-class _Scaled:
-    """Planes of any depth seen as float: areas come out in [0, 1] on a device, and go in scaled to the depth again."""
+class Denoiser(Restorer):
+    """Takes noise out of pictures::
 
-    def __init__(self, planes: Tensor, device: torch.device) -> None:
+        denoiser = Denoiser("hranet_s_gray_s25")
+        clean = denoiser(noisy)
+
+    What it is made from is said at ``Restorer``.
+    """
+
+    task = "denoise"
+    takes_gray_as_rgb = False
+
+
+class Upscaler(Restorer):
+    """Enlarges pictures, as many times as its network does: ``large = Upscaler("net_x2.safetensors")(small)``."""
+
+    task = "sr"
+
+
+class Deblocker(Restorer):
+    """Takes blocks and ringing out of pictures that were JPEGs: ``clean = Deblocker("net.safetensors")(picture)``."""
+
+    task = "jpeg"
+
+
+RESTORERS: Mapping[Task, type[Restorer]] = {one.task: one for one in (Denoiser, Upscaler, Deblocker)}
+
+
+def enlarge_bicubic(image: Image, scale: int) -> Image:
+    """Enlarges a picture of any layout and depth without a network, by bicubic interpolation as MATLAB has it."""
+    network = LoadedNetwork(BicubicEnlargement(scale), 1, False, Description("bicubic", Path("bicubic")))
+    return Upscaler(network, device="cpu").restore(image).image
+
+
+class _Scaled:
+    """Planes of any depth seen as float: areas come out in [0, 1] on a device, and go in scaled to the depth again.
+
+    Grey planes come out once for each of the network's channels, and the mean of these goes in.
+    """
+
+    def __init__(self, planes: Tensor, device: torch.device, channels: int) -> None:
         self.planes = planes
         self.device = device
+        self.channels = channels
         self.shape = planes.shape
         self.largest = LARGEST_VALUE.get(planes.dtype)
 
     def __getitem__(self, area: tuple) -> Tensor:
         part = self.planes[area].to(self.device).to(torch.float32, memory_format=torch.contiguous_format)
-        return part / self.largest if self.largest else part
+        part = part / self.largest if self.largest else part
+        return part.expand(-1, self.channels, -1, -1)
 
     def __setitem__(self, area: tuple, part: Tensor) -> None:
+        if part.shape[1] > self.planes.shape[1]:
+            part = part.mean(1, keepdim=True)
         if self.largest:
             part = (part.clamp(0, 1) * self.largest).round()
         self.planes[area].copy_(part)
@@ -295,10 +345,12 @@ def _to_planes(image: Image) -> tuple[Tensor, str]:
     return planes, given
 
 
-def _make_like(image: Image) -> Image:
+def _make_like(image: Image, scale: int) -> Image:
     if isinstance(image, np.ndarray):
-        return np.empty(image.shape, image.dtype.newbyteorder("="))
-    return torch.empty_like(image, memory_format=torch.contiguous_format, requires_grad=False)
+        rows = image.ndim - 3 if image.ndim > 2 else 0
+        shape = [length * scale if axis in (rows, rows + 1) else length for axis, length in enumerate(image.shape)]
+        return np.empty(shape, image.dtype.newbyteorder("="))
+    return image.new_empty(*image.shape[:-2], image.shape[-2] * scale, image.shape[-1] * scale)
 
 
 def _view(image: np.ndarray, given: str) -> Tensor:

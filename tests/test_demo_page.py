@@ -291,7 +291,7 @@ def run_command(*arguments):
 
 
 def test_command_without_weights_says_what_to_do(capsys, monkeypatch):
-    monkeypatch.setattr("hranet_arch.networks.list_released", dict)
+    monkeypatch.setattr("hranet_arch.networks.list_released", lambda task: {})
     assert run_command() == 2
     assert "Give the weights yourself: --model FILE" in capsys.readouterr().err
 

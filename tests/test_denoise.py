@@ -153,7 +153,7 @@ def test_bad_pictures_are_named_and_the_rest_is_cleaned(capsys):
     errors = capsys.readouterr().err
     for name in ("truncated.png", "text.png", "empty.jpg", "bomb.png", "hot.tif"):
         assert f"failed: in/{name}" in errors
-    assert "5 of 8 pictures could not be cleaned" in errors
+    assert "5 of 8 pictures could not be done" in errors
 
 
 def test_whatever_goes_wrong_with_one_picture_the_others_are_cleaned(monkeypatch, capsys):

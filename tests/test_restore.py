@@ -308,7 +308,7 @@ def test_a_colour_network_takes_rgb_as_it_is_and_says_no_to_grey():
     with torch.no_grad():
         expected = net(torch.from_numpy(x).permute(2, 0, 1)[None])[0].permute(1, 2, 0).numpy()
     restoration = denoiser.restore(x)
-    assert np.abs(restoration.image - expected).max() < 1e-6 and not restoration.is_by_channel
+    assert np.abs(restoration.image - expected).max() < 1e-6 and not restoration.way
     with pytest.raises(InputError, match="1 channel .*takes 3. Take a network for grey"):
         denoiser(x[..., 0])
 
@@ -318,7 +318,7 @@ def test_colour_through_a_grey_network_is_told_of(caplog):
     with caplog.at_level("INFO", logger="hranet_arch"):
         denoiser(picture(9, 9))
         assert not caplog.text
-        assert denoiser.restore(picture(9, 9, 3)).is_by_channel
+        assert denoiser.restore(picture(9, 9, 3)).way
         denoiser(picture(9, 9, 3))
     assert "channel by channel" in caplog.text
 
@@ -500,13 +500,13 @@ def catalogue(*names):
     ],
 )
 def test_the_network_that_fits_the_picture_is_chosen(names, color, sigma, chosen):
-    assert networks.choose_released(catalogue(*names), color, sigma).name == chosen
+    assert networks.choose_denoiser(catalogue(*names), color, sigma).name == chosen
 
 
 @pytest.mark.parametrize(
     ("names", "color", "sigma", "message"),
     [
-        ([], "gray", 25.0, "No trained networks are released yet. .*--model FILE"),
+        ([], "gray", 25.0, "No network that takes noise out of pictures is released yet. .*--model FILE"),
         (["rgb_25"], "gray", 25.0, "sigma 25, grey. Released: rgb_25"),
         (["gray_25"], "gray", "blind", "a blind network"),
         (["gray_25", "gray_told"], "gray", None, "a blind network"),
@@ -514,7 +514,7 @@ def test_the_network_that_fits_the_picture_is_chosen(names, color, sigma, chosen
 )
 def test_no_network_that_fits_is_an_error(names, color, sigma, message):
     with pytest.raises(InputError, match=message):
-        networks.choose_released(catalogue(*names), color, sigma)
+        networks.choose_denoiser(catalogue(*names), color, sigma)
 
 
 # --- imports ----------------------------------------------------------------------------------------------------------

@@ -1,0 +1,345 @@
+"""``basicsr denoise``, ``upscale``, ``dejpeg``: files, folders and patterns in, restored pictures out, each whole."""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from tqdm import tqdm
+
+from hranet_arch import before_after, memory, networks, pictures
+from hranet_arch.errors import InputError
+from hranet_arch.noise import estimate_sigma
+from hranet_arch.pictures import FORMATS, Header, Picture
+from hranet_arch.restore import RESTORERS, Restoration, Restorer, enlarge_bicubic
+
+logger = logging.getLogger(__name__)
+
+Sigma = float | Literal["auto", "blind"]
+DEFAULT_SCALE = 2  # how many times pictures are enlarged if neither the user nor a model says it
+
+
+@dataclass(frozen=True)
+class Item:
+    """A picture to restore: where it is, where the result goes, and the comparison if there is to be one."""
+
+    source: Path
+    target: Path
+    compare: Path | None = None
+
+    @property
+    def targets(self) -> list[Path]:
+        return [path for path in (self.target, self.compare) if path is not None]
+
+    @property
+    def is_done(self) -> bool:
+        return all(path.exists() for path in self.targets)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of an item; ``text`` is one line for a person."""
+
+    item: Item
+    status: Literal["done", "skipped", "failed"]
+    text: str
+
+
+@dataclass
+class Settings:
+    """How pictures are restored; see ``basicsr denoise --help``.
+
+    Attributes:
+        task: what for.
+        sigma: for denoising.
+        scale: for super-resolution; None: as the model enlarges, or twice.
+    """
+
+    task: networks.Task
+    model: str | Path | None = None
+    sigma: Sigma = "auto"
+    scale: int | None = None
+    device: str = "auto"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    tile: int | None = None
+    ensemble: bool = False
+    backend: networks.Backend | None = None
+
+
+# --- what goes where --------------------------------------------------------------------------------------------------
+
+
+def plan(
+    inputs: Sequence[str], output: str | Path, *, is_recursive: bool = False, has_compare: bool = False
+) -> list[Item]:
+    """Finds the pictures and names their results.
+
+    Args:
+        inputs: files, whatever they are called; folders, of which the files called as pictures are taken; patterns.
+        output: a folder, in which the pictures of an input folder keep their subfolders; or, for one file, a file
+            called as a picture.
+        is_recursive: whether folders in folders are gone through.
+        has_compare: whether each result has a comparison beside it.
+
+    Raises:
+        InputError: if an input is not there, if two pictures would have one result, or if a result would lie over one
+            of the pictures.
+    """
+    output = Path(output)
+    is_file = len(inputs) == 1 and Path(inputs[0]).is_file() and output.suffix.lower() in FORMATS
+    if not is_file and not output.is_dir() and (output.exists() or output.suffix.lower() in FORMATS):
+        raise InputError(f"{output}: -o must be a folder, unless there is one input and it is a file.")
+    items = []
+    for source, name in _find_pictures(inputs, output, is_recursive):
+        target = output if is_file and not output.is_dir() else output / name
+        compare = target.with_name(f"{target.stem}_compare.png") if has_compare else None
+        items.append(Item(source, target, compare))
+    if not items:
+        raise InputError(f"{', '.join(inputs)}: no pictures ({', '.join(FORMATS)}). Subfolders: --recursive.")
+    _check_targets(items)
+    return items
+
+
+def _find_pictures(inputs: Sequence[str], output: Path, is_recursive: bool) -> Iterator[tuple[Path, Path]]:
+    """Each picture once, with the name of its result in the output folder."""
+    seen = set()
+    for text in inputs:
+        matches = [text] if os.path.lexists(text) else sorted(glob.glob(text, recursive=True))
+        if not matches:
+            raise InputError(f"{text}: no such file or folder, and no file fits it as a pattern.")
+        for path in map(Path, matches):
+            found = _list_folder(path, output, is_recursive) if path.is_dir() else [path]
+            for source in found:
+                if (real := os.path.realpath(source)) not in seen:
+                    seen.add(real)
+                    yield source, source.relative_to(path) if path.is_dir() else Path(source.name)
+
+
+def _list_folder(folder: Path, output: Path, is_recursive: bool) -> list[Path]:
+    """The files called as pictures, sorted; hidden ones and the output folder are passed over."""
+    found = []
+    for parent, folders, files in os.walk(folder):
+        kept = [name for name in folders if name[0] != "." and os.path.realpath(Path(parent, name)) != _real(output)]
+        folders[:] = sorted(kept) if is_recursive else []
+        found += [Path(parent, name) for name in files if name[0] != "." and Path(name).suffix.lower() in FORMATS]
+    return sorted(found)
+
+
+def _real(path: Path) -> str:
+    return os.path.realpath(path)
+
+
+def _check_targets(items: Sequence[Item]) -> None:
+    sources = {_real(item.source) for item in items}
+    taken: dict[str, Path] = {}
+    for item in items:
+        for target in item.targets:
+            if _real(target) in sources:
+                raise InputError(f"{target}: is one of the pictures, and would be replaced. Give another -o.")
+            if _real(target) in taken:
+                raise InputError(
+                    f"{taken[_real(target)]} and {item.source} would both become {target}. "
+                    "Give their folder as input, or do them in two runs."
+                )
+            taken[_real(target)] = item.source
+
+
+# --- the run ----------------------------------------------------------------------------------------------------------
+
+
+def run(items: Sequence[Item], settings: Settings, *, is_overwriting: bool = False) -> Iterator[Outcome]:
+    """Restores one picture after the other, with a bar at a terminal: pictures, tiles, time left.
+
+    A picture that fails is told of, and the rest goes on. Ctrl-C and SIGTERM end the run between two steps and leave
+    no half-written file.
+
+    Raises:
+        InputError: if the network cannot be loaded, or does not fit the settings.
+        KeyboardInterrupt: at a signal.
+    """
+    worker = _Worker(settings)
+    with _stop_on_sigterm(), _show_progress(items, is_overwriting) as progress:
+        for number, item in enumerate(items, 1):
+            progress.set_description(f"{number}/{len(items)} {item.source.name}", refresh=True)
+            if item.is_done and not is_overwriting:
+                outcome = Outcome(item, "skipped", f"{item.target}: is there already; --overwrite makes it anew")
+            else:
+                outcome = _try(item, worker, progress)
+            yield outcome
+
+
+def _try(item: Item, worker: _Worker, progress: tqdm) -> Outcome:
+    begin, before = time.monotonic(), progress.n
+    try:
+        text = worker.restore(item, lambda header, done: progress.update(before + done * header.pixels - progress.n))
+    except (InputError, OSError) as error:
+        text = str(error) if str(item.source) in str(error) else f"{item.source}: {error}"
+    except Exception as error:  # whatever is wrong with one picture, the others are done
+        text = f"{item.source}: {type(error).__name__}: {error}"
+        if memory.is_out_of_memory(error):
+            text = f"{item.source}: not enough memory. Give a smaller --tile, or close other programs."
+        logger.debug("%s", item.source, exc_info=True)
+    else:
+        return Outcome(item, "done", f"{text}, {time.monotonic() - begin:.1f} s")
+    return Outcome(item, "failed", text)
+
+
+class _Worker:
+    """Networks, each loaded when the first picture asks for it, and what is done with a picture."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.restorers: dict[str, Restorer] = {}
+        self.released: Mapping[str, networks.Description] = {}
+        if settings.model is None:
+            self.released = networks.list_released(settings.task)
+            networks.require_any(self.released, settings.task)
+            if settings.task == "sr":
+                networks.choose_upscaler(self.released, "rgb", self.scale)  # a missing scale is said before the work
+        else:
+            network = self._load(settings.model).network
+            _check_sigma(network, settings.sigma)
+            _check_scale(network, settings.scale)
+
+    def restore(self, item: Item, report: Callable[[Header, float], None]) -> str:
+        """Reads, restores, writes; returns a line about it."""
+        header = pictures.read_header(item.source)
+        pictures.check_size(header, self.scale)
+        picture = pictures.read_picture(item.source)
+        pictures.check_writable(picture, item.target, self.scale)
+        estimated = estimate_sigma(picture.pixels) if self.settings.task == "denoise" else None
+        restorer = self._choose(picture, estimated)
+        restoration = restorer.restore(
+            picture.pixels, sigma=self._tell(restorer, estimated), report=lambda done: report(header, done)
+        )
+        item.target.parent.mkdir(parents=True, exist_ok=True)
+        if item.compare:
+            _write_comparison(picture, restoration, self.scale, item.compare)
+        alpha = picture.alpha
+        if alpha is not None and self.scale > 1:
+            alpha = enlarge_bicubic(alpha, self.scale).clip(alpha.min(), alpha.max())
+        # Last: its presence says that all is done.
+        pictures.write_picture(replace(picture, pixels=restoration.image, alpha=alpha), item.target)
+        return _describe(item, picture, estimated, restoration, restorer)
+
+    @property
+    def scale(self) -> int:
+        if self.settings.task != "sr":
+            return 1
+        if self.settings.model is not None:
+            return self._load(self.settings.model).network.scale
+        return self.settings.scale or DEFAULT_SCALE
+
+    def _choose(self, picture: Picture, estimated: float | None) -> Restorer:
+        settings, color = self.settings, "gray" if picture.is_gray else "rgb"
+        if settings.model is not None:
+            return self._load(settings.model)
+        if settings.task == "sr":
+            chosen = networks.choose_upscaler(self.released, color, self.scale)
+        elif settings.task == "jpeg":
+            chosen = networks.choose_deblocker(self.released, color)
+        else:
+            sigma = estimated if settings.sigma == "auto" else settings.sigma
+            chosen = networks.choose_denoiser(self.released, color, sigma)
+        return self._load(chosen.path)
+
+    def _load(self, weights: str | Path) -> Restorer:
+        if str(weights) not in self.restorers:
+            settings = self.settings
+            self.restorers[str(weights)] = RESTORERS[settings.task](
+                weights, device=settings.device, precision=settings.precision, tile=settings.tile,
+                ensemble=settings.ensemble, backend=settings.backend,
+            )  # fmt: skip
+        return self.restorers[str(weights)]
+
+    def _tell(self, restorer: Restorer, estimated: float | None) -> float | None:
+        """The noise level for a network that must be told."""
+        if not restorer.network.takes_sigma:
+            return None
+        sigma = estimated if self.settings.sigma == "auto" else self.settings.sigma
+        if sigma is None:
+            raise InputError("the picture is too small for an estimate of its noise: give --sigma N.")
+        return min(sigma, 255.0)
+
+
+def _check_sigma(network: networks.LoadedNetwork, sigma: Sigma) -> None:
+    if network.takes_sigma and sigma == "blind":
+        raise InputError(f"--sigma blind: {network.name} must be told the noise level: give --sigma N or auto.")
+    trained = network.description.sigma
+    if sigma != "auto" and isinstance(trained, (int, float)) and trained != sigma:
+        raise InputError(
+            f"--sigma {sigma}: {network.name} was trained for {trained:g} and is not told the noise level. "
+            "Leave --sigma out, or take another --model."
+        )
+
+
+def _check_scale(network: networks.LoadedNetwork, scale: int | None) -> None:
+    if scale not in (None, network.scale):
+        raise InputError(
+            f"--scale {scale}: {network.name} enlarges {network.scale} times. Leave --scale out, or take another "
+            "--model."
+        )
+
+
+def _write_comparison(picture: Picture, restoration: Restoration, scale: int, path: Path) -> None:
+    """Before and after side by side, upright; before an enlargement is the bicubic one."""
+    before = enlarge_bicubic(picture.pixels, scale) if scale > 1 else picture.pixels
+    turned = [pictures.turn_upright(pixels, picture.orientation) for pixels in (before, restoration.image)]
+    pictures.write_picture(Picture(before_after.compose(*turned), icc=None), path)
+
+
+def _describe(
+    item: Item, picture: Picture, estimated: float | None, restoration: Restoration, restorer: Restorer
+) -> str:
+    sizes = [f"{pixels.shape[1]} x {pixels.shape[0]}" for pixels in (picture.pixels, restoration.image)]
+    size = " -> ".join(dict.fromkeys(sizes))  # once where it stays
+    kind = ("grey" if picture.is_gray else "colour") + (" and alpha" if picture.alpha is not None else "")
+    parts = [f"{size} {kind} {picture.pixels.dtype}"]
+    if restorer.task == "denoise":
+        parts.append("noise unknown (too small)" if estimated is None else f"noise about {estimated:.1f}")
+    parts.append(restorer.network.name)
+    if restoration.way:
+        parts.append(restoration.way)
+    return f"{item.source} -> {item.target}: " + ", ".join([*parts, *picture.notes])
+
+
+@contextlib.contextmanager
+def _show_progress(items: Sequence[Item], is_overwriting: bool) -> Iterator[tqdm]:
+    """A bar over the pixels of all pictures that are still to be restored, at a terminal only."""
+    with tqdm(total=1, unit="px", unit_scale=True, disable=None, leave=False) as progress:
+        if not progress.disable:
+            progress.total = max(sum(_count(item) for item in items if is_overwriting or not item.is_done), 1)
+        yield progress
+
+
+def _count(item: Item) -> int:
+    try:
+        return pictures.read_header(item.source).pixels
+    except (InputError, OSError):  # told of when its turn comes
+        return 0
+
+
+@contextlib.contextmanager
+def _stop_on_sigterm() -> Iterator[None]:
+    """SIGTERM does as Ctrl-C: what is open is closed, and no half-written file stays."""
+
+    def stop(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
