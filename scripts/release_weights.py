@@ -3,9 +3,10 @@
     python scripts/release_weights.py --run experiments/hranet_s_gray_s25 \
         --opt options/released/train_hranet_s_gray_s25.yml --record results/released/record.json --method HRANet-S
 
-The weights are the run's ``net_g_best.pth``, which a validation set has picked. Its results on test sets come from the
-record of a comparison that measured this very file. Weights that validate no better than those that are there already
-do not replace them.
+The weights are the run's ``net_g_best.pth``, which a validation set has picked. What they are for, denoising,
+super-resolution or JPEG's blocks, follows from how the run's training pictures were made bad. Their results on test
+sets come from the record of a comparison of that task that measured this very file. Weights that validate no better
+than those that are there already do not replace them.
 """
 
 from __future__ import annotations
@@ -27,6 +28,12 @@ from hranet_arch.record import Record, read_record
 
 WEIGHTS = Path(__file__).resolve().parent.parent / "hranet_arch" / "weights"
 LARGEST = 5_000_000  # bytes
+STEPS = {  # of a DegradationDataset: the task, the step's argument that says how bad, and what it is called in a card
+    "GaussianNoise": ("denoise", "sigma"),
+    "BicubicDownsampling": ("sr", "scale"),
+    "JPEGCompression": ("jpeg", "quality"),
+}
+LEVELS = dict(STEPS.values())  # by task; which of them a card has says its task
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -57,14 +64,15 @@ def release(run: Path, recipe: Path, record: Record, method: str, output: Path) 
     arguments = {key: value for key, value in opt["network_g"].items() if key != "type"}
     network = HRANet(**arguments)
     network.load_state_dict(params)
-    card = describe(run, recipe, opt, network, find_results(record, method, checkpoint), record)
+    task, _ = read_degradation(opt["datasets"]["train"])
+    card = describe(run, recipe, opt, network, find_results(record, method, task, checkpoint), record)
     path = output / f"{opt['name']}.safetensors"
     require_better(card, path)
     metadata = {
         "network_g": json.dumps(opt["network_g"]),
-        "task": "denoise",
-        "color": opt["datasets"]["train"]["color"],
-        "sigma": json.dumps(opt["datasets"]["train"]["sigma"]),
+        "task": task,
+        "color": card["color"],
+        LEVELS[task]: json.dumps(card[LEVELS[task]]),
         "card": json.dumps(card),
     }
     output.mkdir(parents=True, exist_ok=True)
@@ -79,32 +87,57 @@ def release(run: Path, recipe: Path, record: Record, method: str, output: Path) 
     return f"{path}: validates at {card['validation']['psnr']:.4f} dB"
 
 
-def find_results(record: Record, method: str, checkpoint: Path) -> dict[str, dict[str, dict]]:
-    """PSNR and SSIM by test set and level, of exactly this checkpoint."""
+def read_degradation(dataset: dict) -> tuple[str, object]:
+    """The task that a dataset's pictures are made bad for, and how bad: its sigma, scale or quality.
+
+    Raises:
+        InputError: if it is not one of the tasks that weights are released for.
+    """
+    if dataset["type"] == "GaussianDenoisingDataset":
+        return "denoise", dataset["sigma"]
+    steps = dataset.get("degradations") or []
+    if len(steps) != 1 or steps[0]["type"] not in STEPS:
+        raise InputError(
+            f"{dataset['name']}: its pictures are made bad by {[step['type'] for step in steps]}; weights are released "
+            f"for one step alone, {', '.join(STEPS)}, or for a GaussianDenoisingDataset."
+        )
+    task, argument = STEPS[steps[0]["type"]]
+    return task, steps[0][argument]
+
+
+def find_results(record: Record, method: str, task: str, checkpoint: Path) -> dict[str, dict[str, dict]]:
+    """PSNR and SSIM by test set and level (sigma, scale or quality), of exactly this checkpoint."""
     sha256 = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+    if record.protocol.task != task:
+        raise InputError(f"the record is of task {record.protocol.task}; the weights are for {task}.")
     if method not in record.methods:
         raise InputError(f"the record has no method {method}; it has {', '.join(record.methods)}.")
-    if sha256 not in [weights.sha256 for weights in record.methods[method].weights.values()]:
+    levels = [level for level, weights in record.methods[method].weights.items() if weights.sha256 == sha256]
+    if not levels:
         raise InputError(f"the record measured other weights as {method} than {checkpoint}. Compare these first.")
     results: dict[str, dict[str, dict]] = {}
     for one in record.results:
-        if one.method == method:
+        level = f"{one.level:g}"
+        if one.method == method and ("all" in levels or level in levels):
             scores = {"psnr": round(one.psnr, 4), "ssim": round(one.ssim, 5), "pictures": len(one.pictures)}
-            results.setdefault(one.testset, {})[f"{one.level:g}"] = scores
+            results.setdefault(one.testset, {})[level] = scores
     return results
 
 
 def describe(run: Path, recipe: Path, opt: dict, network: HRANet, results: dict, record: Record) -> dict:
-    train, val = opt["datasets"]["train"], opt["datasets"]["val"]
+    train, best_on = opt["datasets"]["train"], opt["val"]["best_on"]
+    val = next(one for one in opt["datasets"].values() if one is not train and one["name"] == best_on)
+    task, level = read_degradation(train)
+    start = (opt.get("path") or {}).get("pretrain_network_g")
     state = load_newest_state(run)
-    best = state["best"][opt["val"]["best_on"]]
+    best = state["best"][best_on]
     metric = next(iter(best))
     return {
         "name": opt["name"],
         "network": opt["network_g"],
         "parameters": complexity.count_parameters(network),
-        "color": train["color"],
-        "sigma": train["sigma"],
+        "color": "rgb" if train["color"] == "rgb" else "gray",  # y is the grey of colour pictures
+        LEVELS[task]: level,
         "training": {
             "option_file": recipe.as_posix(),
             "set": train["name"],
@@ -116,22 +149,32 @@ def describe(run: Path, recipe: Path, opt: dict, network: HRANet, results: dict,
             "patch": train["gt_size"],
             "precision": opt["train"]["precision"],
             "seed": opt["manual_seed"],
+            **({"start": Path(start).stem} if start else {}),
         },
         "validation": {
             "set": val["name"],
             "data_sha256": hash_data(val),
-            "sigma": val["sigma"],
+            LEVELS[task]: read_degradation(val)[1],
             "psnr": round(best[metric]["val"], 4),
             "iteration": best[metric]["iter"],
         },
         "results": results,
-        "noise": record.protocol.noise.model_dump(),
-        "testsets": {name: one.sha256["all"] for name, one in record.testsets.items()},
+        **describe_protocol(record),
+        "testsets": {name: one.sha256.get("all", one.sha256) for name, one in record.testsets.items()},
         "commit": record.commit,
         "machine": record.machine.device_name,
         "licence": "Trained on pictures of the Berkeley segmentation data sets, which are for non-commercial research "
         "and education.",
     }
+
+
+def describe_protocol(record: Record) -> dict:
+    """How the pictures were measured, as far as the tasks differ in it."""
+    protocol = record.protocol.model_dump()
+    if record.protocol.task == "denoise":
+        return {"noise": protocol["noise"]}
+    names = ("channel", "crop_border", "compression", "metrics")
+    return {"protocol": {name: protocol[name] for name in names if protocol.get(name) is not None}}
 
 
 def load_newest_state(run: Path) -> dict:
@@ -169,6 +212,30 @@ def require_better(card: dict, path: Path) -> None:
         raise InputError(f"{path}: validates at {better} dB, the new weights at {worse}: they stay as they are.")
 
 
+def format_purpose(card: dict) -> str:
+    """What the network was trained for."""
+    colors = {"gray": "grey", "rgb": "colour"}[card["color"]]
+    if "scale" in card:
+        level = card["scale"]
+        return f"enlarges {colors} pictures {level} times that MATLAB's bicubic `imresize` made small"
+    level = card["quality"] if "quality" in card else card["sigma"]
+    span = f"{level[0]} to {level[1]}" if isinstance(level, list) else level
+    if "quality" in card:
+        return f"for {colors} pictures out of JPEGs of quality {span}"
+    return f"for {colors} pictures with white Gaussian noise of sigma {span} (grey levels)"
+
+
+def format_protocol(card: dict) -> str:
+    """How the test sets were measured."""
+    if "noise" in card:
+        return f"Noise: {card['noise']['name']}, seed: {card['noise']['seed']}."
+    protocol = card["protocol"]
+    channel = {"gray": "the grey level", "rgb": "red, green and blue", "y": "the luma"}[protocol["channel"]]
+    border = ", without a border of as many pixels as the scale" if protocol["crop_border"] == "scale" else ""
+    written = f"JPEGs: {protocol['compression'].rstrip('.')}. " if "compression" in protocol else ""
+    return f"{written}PSNR and SSIM of {channel}{border}."
+
+
 def format_card(card: dict) -> str:
     training, validation = card["training"], card["validation"]
     arguments = ", ".join(f"{key}={value}" for key, value in card["network"].items() if key != "type")
@@ -177,23 +244,24 @@ def format_card(card: dict) -> str:
         for testset, levels in card["results"].items()
         for level, scores in levels.items()
     ]
-    noise = card["noise"]
+    start = f", from the layers that it shares with {training['start']}" if "start" in training else ""
+    name = next(name for name in LEVELS.values() if name in card)
     return "\n".join([
         f"# {card['name']}",
         "",
-        f"`HRANet({arguments})`, {card['parameters']:,} parameters; {card['color']} pictures with white Gaussian noise "
-        f"of sigma {card['sigma']} (grey levels). Made by `scripts/release_weights.py`; do not edit.",
+        f"`HRANet({arguments})`, {card['parameters']:,} parameters; {format_purpose(card)}. Made by "
+        "`scripts/release_weights.py`; do not edit.",
         "",
-        "| test set | sigma | PSNR, dB | SSIM |",
+        f"| test set | {name} | PSNR, dB | SSIM |",
         "|---|---|---|---|",
         *rows,
         "",
-        f"Noise: {noise['name']}, seed: {noise['seed']}. Measured on {card['machine']}, commit {card['commit'][:12]}.",
+        f"{format_protocol(card)} Measured on {card['machine']}, commit {card['commit'][:12]}.",
         "",
         f"- Training: `basicsr train -opt {training['option_file']}`: {training['iterations']:,} of "
         f"{training['scheduled']:,} batches of {training['batch']} patches of {training['patch']}x{training['patch']}, "
         f"{training['precision']}, seed {training['seed']}, on {training['pictures']} pictures of {training['set']} "
-        f"(SHA-256 {training['data_sha256'][:12]}).",
+        f"(SHA-256 {training['data_sha256'][:12]}){start}.",
         f"- Picked by {validation['set']} (not a test set): {validation['psnr']:.2f} dB at iteration "
         f"{validation['iteration']:,}.",
         f"- {card['licence']}",

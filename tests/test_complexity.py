@@ -177,6 +177,19 @@ def test_layers_can_be_taken_together():
     assert sum(row.parameters for row in rows) == complexity.count_parameters(network)
 
 
+@pytest.mark.parametrize("scale", [2, 4])
+def test_the_head_of_an_enlarging_network_by_hand(scale):
+    """Per pixel of the input: 5 x 5 taps for each of the scale^2 new pixels; 3 x 3 taps from each feature to each."""
+    network = HRANet(num_in_ch=3, num_out_ch=3, num_feat=8, upscale=scale)
+    rows = {row.name: row for row in complexity.profile_layers(network, (3, 10, 12))}
+    assert (rows["enlargement"].parameters, rows["enlargement"].macs) == (0, 120 * 25 * 3 * scale**2)
+    last = rows["detail_enhancement.15"]
+    assert last.parameters == 3 * scale**2 * (9 * 8 + 1) and last.macs == 120 * 9 * 8 * 3 * scale**2
+    plain = HRANet(num_in_ch=3, num_out_ch=3, num_feat=8)
+    more = 120 * 3 * (25 * scale**2 + 9 * 8 * (scale**2 - 1))
+    assert complexity.count_macs(network, (3, 10, 12)) - complexity.count_macs(plain, (3, 10, 12)) == more
+
+
 def test_a_layer_used_twice_computes_twice_and_has_its_parameters_once():
     layer = nn.Conv2d(2, 2, 1, bias=False)
     rows = complexity.profile_layers(nn.Sequential(layer, nn.ReLU(), layer), (2, 3, 3))

@@ -16,7 +16,7 @@ from torch import nn
 from hranet_arch import HRANet, cli, export, networks, onnx_network
 from hranet_arch.baselines import DnCNN, FFDNet
 from hranet_arch.errors import InputError
-from hranet_arch.restore import Denoiser
+from hranet_arch.restore import Denoiser, Upscaler
 from tests.conftest import REPOSITORY
 
 NETWORKS = {
@@ -278,3 +278,63 @@ def test_a_network_without_entries_is_described_by_its_shapes(folder):
         "type": "DnCNN", "num_in_ch": 1, "num_out_ch": 1, "num_feat": 4, "num_conv": 4, "bn": False
     }  # fmt: skip
     assert texts["color"] == "gray" and "sigma" not in texts and "card" not in texts
+
+
+# --- networks that enlarge --------------------------------------------------------------------------------------------
+
+SIZES = [(1, 3, 1, 1), (2, 3, 7, 30), (1, 3, 5, 3), (3, 3, 32, 32), (1, 3, 41, 33)]
+
+
+@pytest.fixture(scope="module")
+def enlarging(tmp_path_factory):
+    """A network that enlarges twice, and its file, which does not say the task."""
+    torch.manual_seed(0)
+    arguments = {"num_feat": 8, "num_in_ch": 3, "num_out_ch": 3, "upscale": 2}
+    network = HRANet(**arguments).eval()
+    nn.init.uniform_(network.detail_enhancement[1].running_var, 0.5, 2)
+    path = tmp_path_factory.mktemp("enlarging") / "x2.pth"
+    torch.save({"params": network.state_dict(), "network_g": json.dumps({"type": "HRANet", **arguments})}, path)
+    return network, path
+
+
+@pytest.mark.parametrize("kind", ["torchscript", "safetensors", pytest.param("onnx", marks=pytest.mark.slow)])
+def test_an_enlarging_network_is_the_one_that_was_trained(enlarging, tmp_path, kind):
+    network, path = enlarging
+    if kind == "onnx":
+        for package in ("onnx", "onnxscript", "onnxruntime"):
+            pytest.importorskip(package, reason=f"{package} is not installed (extra [onnx])")
+    made = export.export(networks.load_network(path), kind, tmp_path / f"x2{export.SUFFIXES[kind]}")
+    assert max(made.differences.values()) < 1e-5
+    if kind == "torchscript":
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # torch.jit.load, of torch 2.13
+            run = torch.jit.load(made.path)
+    else:
+        loaded = networks.load_network(made.path)
+        assert (loaded.scale, loaded.description.task, loaded.description.scale) == (2, "sr", 2)
+        run = loaded.module
+    for size in SIZES:
+        x = noisy(*size)
+        with torch.inference_mode():
+            found = run(x)
+            assert found.shape == (*size[:2], 2 * size[2], 2 * size[3])
+            assert (found - network(x)).abs().max() < 1e-5
+    if kind == "onnx":
+        picture = (noisy(60, 70, 3).numpy() * 255).astype(np.uint8)
+        ours, theirs = (Upscaler(file, tile=16, device="cpu")(picture) for file in (path, made.path))
+        assert theirs.shape == (120, 140, 3) and np.abs(ours.astype(int) - theirs).max() <= 1
+
+
+@pytest.mark.slow
+def test_command_enlarges_by_onnx(enlarging, tmp_path, capsys):
+    import cv2
+
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (extra [onnx])")
+    cv2.imwrite(str(tmp_path / "a.png"), (noisy(20, 25, 3).numpy() * 255).astype(np.uint8))
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["upscale", str(tmp_path / "a.png"), "-o", str(tmp_path / "out"), "--model", str(enlarging[1]),
+                  "--backend", "onnxruntime"])  # fmt: skip
+    assert stop.value.code == 0, capsys.readouterr().err
+    expected = Upscaler(enlarging[1], device="cpu")(cv2.imread(str(tmp_path / "a.png"))[..., ::-1])
+    found = cv2.imread(str(tmp_path / "out" / "a.png"))[..., ::-1].astype(int)
+    assert found.shape == (40, 50, 3) and np.abs(found - expected).max() <= 1

@@ -37,7 +37,8 @@ def make(network=HRANet, **arguments):
                 value.normal_(0, 0.2)
         last = [module for module in net.modules() if isinstance(module, torch.nn.Conv2d)][-1]
         x = torch.rand(1, arguments.get("num_in_ch", 1), 64, 64)
-        last.weight.mul_(25 / 255 / (net(x) - x).std())  # a residual as large as that of noise of 25
+        start = net.enlargement(x) if network is HRANet else x
+        last.weight.mul_(25 / 255 / (net(x) - start).std())  # a residual as large as that of noise of 25
     return net
 
 

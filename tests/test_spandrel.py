@@ -78,3 +78,15 @@ def test_registration_needs_neither_basicsr_nor_torchvision():
     code += "print({name.split('.')[0] for name in set(sys.modules) - before} & {'basicsr', 'torchvision', 'cv2'})"
     result = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)
     assert result.stdout.strip() == "set()", result.stderr
+
+
+@pytest.mark.parametrize("upscale", [2, 3])
+def test_an_enlarging_network_says_its_scale(tmp_path, upscale):
+    path = make_file(tmp_path, num_in_ch=3, num_out_ch=3, upscale=upscale)
+    x = 0.25 + 0.5 * torch.rand(1, 3, 31, 17, generator=torch.Generator().manual_seed(1))
+    for model in (spandrel.ModelLoader().load_from_file(path), spandrel_registration.load_from_file(path)):
+        assert (model.scale, model.purpose, model.input_channels, model.output_channels) == (upscale, "SR", 3, 3)
+        with torch.inference_mode():
+            expected = load_network(path).module(x).clamp(0, 1)
+        result = model(x)
+        assert result.shape == (1, 3, 31 * upscale, 17 * upscale) and (result - expected).abs().max() < 1e-6
