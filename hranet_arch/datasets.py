@@ -218,7 +218,7 @@ class DegradationDataset(Dataset):
         else:
             gt = gt[: gt.shape[0] // scale * scale, : gt.shape[1] // scale * scale]
             random = np.random.RandomState(0)
-        gt = np.ascontiguousarray(gt[..., ::-1])  # RGB
+        gt = gt[..., ::-1].copy()  # RGB; one channel backwards is contiguous to NumPy, and nothing that torch takes
         lq = self.degradations(gt, random)
         path = self.store.path(key)
         gt, lq = _cut_border(gt, self.margin), _cut_border(lq, self.margin // scale)

@@ -156,6 +156,11 @@ def pictures(tmp_path_factory):
     return make_pictures(tmp_path_factory.mktemp("data") / "pictures", 2, size=(75, 90))
 
 
+def test_a_grey_crop_that_is_not_turned_is_a_sample(pictures):
+    item = degraded_set(pictures, [{"type": "Quantization"}], color="y", phase="train", gt_size=16)[0]
+    assert item["gt"].shape == item["lq"].shape == (1, 16, 16)
+
+
 def test_a_test_picture_is_cut_to_the_scale_and_degraded_whole(pictures):
     item = degraded_set(pictures, X4)[1]
     clean = cv2.imread(str(pictures / "1.png"))[:72, :88, ::-1]

@@ -12,6 +12,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from hranet_arch import networks
 from hranet_arch.errors import InputError
 from hranet_arch.record import Record
 from tests.conftest import REPOSITORY, load_network
@@ -28,16 +29,21 @@ def load_script(name):
 release_weights, make_results = load_script("release_weights"), load_script("make_results")
 
 
-@pytest.fixture
-def trained(recipe, run):
+def train(recipe, run):
     """A finished run of a few steps, and the record of a comparison of its best weights."""
-    for path in [*Path("train").iterdir(), *Path("val").iterdir()]:
-        cv2.imwrite(str(path), cv2.imread(str(path), cv2.IMREAD_GRAYSCALE))
     assert run("train", {**recipe, "val": {**recipe["val"], "best_on": "val"}}) == 0
     checkpoint = Path("experiments/tiny/models/net_g_best.pth")
     data = copy.deepcopy(RECORD)
     data["methods"]["Net"]["weights"]["all"]["sha256"] = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
-    return Path("experiments/tiny"), Record.model_validate(data)
+    return Path("experiments/tiny"), data
+
+
+@pytest.fixture
+def trained(recipe, run):
+    for path in [*Path("train").iterdir(), *Path("val").iterdir()]:
+        cv2.imwrite(str(path), cv2.imread(str(path), cv2.IMREAD_GRAYSCALE))
+    folder, data = train(recipe, run)
+    return folder, Record.model_validate(data)
 
 
 def release(run, record, output="weights"):
@@ -61,6 +67,73 @@ def test_weights_and_card_say_how_they_were_made(trained):
     assert len(card["training"]["data_sha256"]) == 64 != card["validation"]["data_sha256"]
     text = Path("weights/tiny.md").read_text()
     assert "| Set | 25 | 30.00 | 0.8000 |" in text and "basicsr train -opt options/x.yml" in text
+
+
+def degrade(recipe, color, training, validation):
+    """The recipe with another task: pictures are JPEGs that a list names, made bad by a step of an option file."""
+    for phase, step in (("train", training), ("val", validation)):
+        dataset = recipe["datasets"][phase]
+        del dataset["sigma"]
+        for path in Path(phase).iterdir():
+            cv2.imwrite(str(path.with_suffix(".jpg")), cv2.imread(str(path)))
+            path.unlink()
+        names = [path.name for path in sorted(Path(phase).iterdir())][:-1]
+        Path(f"{phase}.txt").write_text("\n".join(names) + "\n")
+        dataset.update(type="DegradationDataset", color=color, degradations=[step], meta_info_file=f"{phase}.txt")
+    recipe["model_type"] = "RestorationModel"
+    recipe["train"]["pixel_opt"] = {"type": "L1Loss"}
+
+
+def read_metadata(path):
+    with safe_open(path, "pt") as file:
+        return file.metadata()
+
+
+def test_weights_that_enlarge_say_so(recipe, run):
+    degrade(recipe, "rgb", *[{"type": "BicubicDownsampling", "scale": 2}] * 2)
+    recipe["scale"] = 2
+    recipe["network_g"].update(num_in_ch=3, num_out_ch=3, upscale=2)
+    folder, data = train(recipe, run)
+    protocol = {"task": "sr", "color": "rgb", "levels": [2, 4], "noise": None, "channel": "y", "crop_border": "scale"}
+    data["protocol"].update(protocol)
+    weights = data["methods"]["Net"]["weights"]
+    weights |= {"2": weights.pop("all"), "4": {"file": "x4.pth", "sha256": "2" * 64}}
+    data["testsets"]["Set"]["sha256"] = {"x2/gt": "0" * 64, "x2/lq": "1" * 64}
+    result = data["results"].pop()
+    data["results"] = [{**result, "level": 2}, {**result, "level": 4}]  # the second is the other weights'
+    assert release(folder, Record.model_validate(data)).startswith("weights/tiny.safetensors: validates at ")
+    metadata = read_metadata("weights/tiny.safetensors")
+    assert (metadata["task"], metadata["color"], metadata["scale"]) == ("sr", "rgb", "2")
+    assert json.loads(metadata["network_g"])["upscale"] == 2 and "sigma" not in metadata
+    card = json.loads(metadata["card"])
+    assert list(card["results"]["Set"]) == ["2"] and card["scale"] == card["validation"]["scale"] == 2
+    assert card["training"]["pictures"] == 5 and card["testsets"]["Set"] == {"x2/gt": "0" * 64, "x2/lq": "1" * 64}
+    text = Path("weights/tiny.md").read_text()
+    assert "enlarges colour pictures 2 times that MATLAB's bicubic `imresize` made small." in text
+    assert "| test set | scale |" in text and "| Set | 2 | 30.00 | 0.8000 |" in text and "Noise" not in text
+    assert "PSNR and SSIM of the luma, without a border of as many pixels as the scale. Measured on a CPU" in text
+    description = networks.load_network("weights/tiny.safetensors").description
+    assert (description.task, description.scale) == ("sr", 2)
+    with pytest.raises(InputError, match="the record is of task denoise; the weights are for sr"):
+        release(folder, Record.model_validate(RECORD))
+
+
+def test_weights_against_jpegs_blocks_say_so(recipe, run):
+    ranged, fixed = ({"type": "JPEGCompression", "quality": quality} for quality in ([10, 40], 10))
+    degrade(recipe, "y", ranged, fixed)
+    folder, data = train(recipe, run)
+    record = Record.model_validate(data)
+    # As the record of a comparison of JPEGs has it.
+    record = record.model_copy(update={"protocol": record.protocol.model_copy(update={"task": "jpeg", "noise": None})})
+    release(folder, record)
+    metadata = read_metadata("weights/tiny.safetensors")
+    assert (metadata["task"], metadata["color"], metadata["quality"]) == ("jpeg", "gray", "[10, 40]")
+    assert json.loads(metadata["card"])["validation"]["quality"] == 10
+    text = Path("weights/tiny.md").read_text()
+    assert "for grey pictures out of JPEGs of quality 10 to 40." in text and "| test set | quality |" in text
+    assert networks.Description.read("weights/tiny.safetensors").quality == (10, 40)
+    with pytest.raises(InputError, match="weights are released for one step alone, GaussianNoise, BicubicDown"):
+        release_weights.read_degradation({"name": "photo", "type": "DegradationDataset", "degradations": [ranged] * 2})
 
 
 def test_weights_that_are_no_better_do_not_replace_those_there(trained):
