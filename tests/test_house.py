@@ -73,6 +73,7 @@ def test_nothing_is_evaluated_and_only_the_command_prints():
         "docs/install.md",
         "docs/compare.md",
         "docs/denoise.md",
+        "docs/upscale.md",
         "docs/onnx.md",
         "docs/spandrel.md",
         "docs/performance.md",
