@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hranet_arch import complexity, options
+from hranet_arch.allocator import keep_freed_memory
 from hranet_arch.baselines import DnCNN
 from hranet_arch.hranet import HRANet
 from hranet_arch.record import write_text
@@ -78,6 +79,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=6, help="how often each has its turn")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="record to write")
     arguments = parser.parse_args()
+    keep_freed_memory()  # as the command does
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     results = measure({name: build(file) for name, file in FILES.items()}, arguments.rounds)
