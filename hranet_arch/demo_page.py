@@ -16,7 +16,6 @@ import socket
 import threading
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from urllib.parse import urlsplit
 
 from starlette.applications import Starlette
@@ -29,8 +28,8 @@ from starlette.routing import Route
 from hranet_arch import memory
 from hranet_arch.demo_cleaner import Cleaner, Report
 from hranet_arch.errors import InputError
+from hranet_arch.pages import read_page
 
-PAGE = Path(__file__).with_name("demo_page.html")
 LARGEST_RESULT = 512 * 2**20  # bytes: 48 million pixels of 3 x 16 bits, and then some
 MOST_WAITING = 4
 
@@ -132,7 +131,7 @@ def make_app(cleaner: Cleaner, host: str = "127.0.0.1") -> Callable:
     async def show(request: Request) -> Response:
         data = {"token": token, "models": cleaner.list_choices(), "upload": limits.upload, "pixels": limits.pixels}
         text = json.dumps(data).replace("<", "\\u003c")
-        page = PAGE.read_text("utf-8").replace("{{DATA}}", text).replace("{{NONCE}}", nonce)
+        page = read_page("demo_page.html").replace("{{DATA}}", text).replace("{{NONCE}}", nonce)
         return HTMLResponse(page)
 
     async def clean(request: Request) -> Response:

@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from hranet_arch import schema
+from hranet_arch import networks, schema
 from hranet_arch.errors import InputError
 from hranet_arch.schema import suggest
 
@@ -392,9 +392,16 @@ def _check_paths(paths: dict) -> list[str]:
     errors = []
     for key, value in paths.items():
         if str(key).startswith(("pretrain_network", "resume_state")) and isinstance(value, str):
-            if not Path(value).expanduser().is_file():
-                errors.append(f"path.{key}: {value} is not there.")
+            if not _find_weights(value).is_file():
+                released = ", ".join(sorted(path.stem for path in networks.WEIGHTS.glob("*.safetensors")))
+                errors.append(f"path.{key}: {value} is not there. Released networks go by name: {released}.")
     return errors
+
+
+def _find_weights(text: str) -> Path:
+    """A file, or a released network by its name."""
+    released = networks.WEIGHTS / f"{text}.safetensors"
+    return released if released.is_file() else Path(text).expanduser()
 
 
 def _check_together(options: dict, is_train: bool) -> list[str]:
@@ -410,7 +417,7 @@ def _check_together(options: dict, is_train: bool) -> list[str]:
         errors.append("logger.wandb.project: needs use_tb_logger: true.")
     for key, value in options["path"].items():
         if isinstance(value, str) and key.startswith(("pretrain_network", "resume_state")):
-            options["path"][key] = str(Path(value).expanduser())
+            options["path"][key] = str(_find_weights(value))
     if is_train:
         return errors + _check_training(options)
     # Training validates the average of the weights; so does a test, unless told otherwise.

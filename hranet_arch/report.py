@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 
 from hranet_arch import examples, plots, tables
+from hranet_arch.pages import read_page
 from hranet_arch.record import Record, write_text
 from hranet_arch.scores import (
     COST_NOTE,
@@ -39,7 +40,7 @@ def write_report(record: Record, folder: Path) -> None:
     chosen = examples.load_examples(record, folder)
     examples.write_crops(record, chosen, folder / "crops")
     pictures = examples.encode_pictures(record, chosen)
-    template = Path(__file__).with_name("report_page.html").read_text("utf-8")
+    template = read_page("report_page.html")
     write_text(folder / "report.html", format_page(template, {**describe_page(record), "plots": figures, **pictures}))
 
 

@@ -1,6 +1,6 @@
 """PyTorch against ONNX Runtime on this processor: the same network, BatchNorm folded, fp32, in turns.
 
-    python scripts/benchmark_onnx.py --output docs/records/onnx.json
+    python scripts/benchmark_onnx.py --output docs/records/benchmark_onnx.json
 
 Without ``--model`` the networks have the sizes of the released ones and random weights, which take as long.
 The ONNX models are checked against PyTorch before they are timed. Writes one JSON record.

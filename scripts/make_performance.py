@@ -1,4 +1,4 @@
-"""Writes the tables of ``docs/performance.md`` from the records of the two benchmark scripts.
+"""Writes the tables of ``docs/performance.md`` from the records of the benchmark scripts.
 
     python scripts/make_performance.py
 
@@ -26,16 +26,19 @@ def _make_tables(path: Path) -> str:
         return "\nNot measured yet.\n\n"
     record = json.loads(path.read_text())
     machine, settings = record["machine"], record["settings"]
-    make = _make_training if "training" in path.name else _make_inference
-    versions = machine["versions"]
+    versions = ", ".join(f"{name} {machine['versions'][name]}" for name in ("torch", "onnxruntime")
+                         if name in machine["versions"])  # fmt: skip
     lines = [
         "",
-        f"{machine['device_name']}, {settings['threads']} threads, torch {versions['torch']}, commit "
+        f"{machine['device_name']}, {settings['threads']} thread{'s' * (settings['threads'] != 1)}, {versions}, commit "
         f"{record['commit'][:12]}{'+changes' if record['commit'].endswith('+changes') else ''}; "
         f"[record](records/{path.name}). Median and quartiles of {settings['rounds']} rounds.",
         "",
     ]
-    for network, result in record["networks"].items():
+    if "results" in record:
+        lines += [*(_make_sizes if "sizes" in path.name else _make_onnx)(record["results"]), ""]
+    for network, result in record.get("networks", {}).items():
+        make = _make_training if "training" in path.name else _make_inference
         lines += [f"**{network}**", "", *make(result), ""]
     return "\n".join(lines) + "\n"
 
@@ -94,6 +97,32 @@ def _make_inference(result: dict) -> list[str]:
             cells += [f"{values['seconds']['median'] * 1000:.1f}", _spread(values["speedup"], 2)]
         lines.append(_row(name, *cells, f"{quality['psnr']:.3f}", f"{quality['largest_difference']:.1e}"))
     return lines
+
+
+def _make_sizes(results: list[dict]) -> list[str]:
+    lines = _header("", "parameters", "MACs a pixel", "256x256: ms", "memory", "training step: ms", "recipe")
+    for one in results:
+        cells = [f"{one['parameters']:,}", f"{one['macs_per_pixel'] / 1e6:.3f} million"]
+        cells += [_spread(_quartiles(one["forward"]), 0, 1000), f"{one['memory']['growth'] / 1e6:.0f} MB"]
+        cells += [_spread(_quartiles(one["training_step"]), 0, 1000), f"`options/{one['option_file']}`"]
+        lines.append(_row(one["network"], *cells))
+    return lines
+
+
+def _make_onnx(results: list[dict]) -> list[str]:
+    lines = _header("", "picture", "PyTorch: ms", "ONNX Runtime: ms", "times PyTorch")
+    ways = {(one["network"], tuple(one["size"]), one["backend"]): one for one in results}
+    for (network, size, backend), one in ways.items():
+        if backend == "torch":
+            other = ways[network, size, "onnxruntime"]
+            cells = [_spread(_quartiles(way), 0, 1000) for way in (one, other)]
+            ratio = f"{one['median'] / other['median']:.2f}"
+            lines.append(_row(network, f"{size[1]}x{size[2]}", *cells, ratio))
+    return lines
+
+
+def _quartiles(latency: dict) -> dict:
+    return {key: latency[key] for key in ("median", "lower_quartile", "upper_quartile")}
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # small networks: more threads would only wait for each other
 
+import shutil
 from pathlib import Path
 
 import cv2
@@ -12,6 +13,9 @@ import pytest
 import yaml
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+BROWSER_FLAGS = ["--no-sandbox", "--disable-quic", "--no-first-run", "--disable-background-networking",
+                 "--disable-component-update", "--disable-sync"]  # fmt: skip
 
 
 def make_pictures(folder: Path, count: int, size: tuple[int, int] = (40, 44), seed: int = 0) -> Path:
@@ -57,6 +61,18 @@ def recipe(tmp_path, monkeypatch):
         },
         "logger": {"print_freq": 2, "save_checkpoint_freq": 4},
     }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A headless Chromium or Chrome of this machine; tests that need one are skipped where there is none."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if BROWSER is None:
+        pytest.skip("no Chromium or Chrome is installed")
+    with playwright.sync_playwright() as started:
+        chromium = started.chromium.launch(executable_path=BROWSER, args=BROWSER_FLAGS)
+        yield chromium
+        chromium.close()
 
 
 @pytest.fixture

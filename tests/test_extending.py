@@ -12,8 +12,10 @@ import cv2
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from hranet_arch import methods, registration
+from hranet_arch.degradations import DEGRADATION_REGISTRY, Degradations
 from tests.conftest import REPOSITORY, make_pictures
 
 PAGE = (REPOSITORY / "docs" / "extending.md").read_text("utf-8")
@@ -130,6 +132,23 @@ def test_mistyped_keys_are_answered_as_the_page_says(examined):
 def test_its_halo_makes_tiles_exact_and_is_no_larger_than_that_takes(examined):
     exact, seams = map(float, examined.stdout.split()[:2])
     assert exact < 1e-6 < seams
+
+
+def test_a_degradation_of_the_page_is_a_step_of_an_option_file(recipe, run, monkeypatch, capsys):
+    """A tenth of the pixels becomes black or white, at even odds; the picture is grey 1/2."""
+    block = re.search(r"## A degradation\n.*?```python\n(.*?)```", PAGE, re.DOTALL)[1]
+    step = re.search(r"`degradations: (\[.*?\])`", PAGE)[1]
+    monkeypatch.setattr(DEGRADATION_REGISTRY, "_obj_map", dict(DEGRADATION_REGISTRY._obj_map))
+    names = {"__name__": "salt_pepper_noise"}
+    exec(block, names)  # noqa: S102 (the page's own code)
+    noisy = Degradations(yaml.safe_load(step))(np.full((200, 200, 1), 0.5, np.float32), np.random.default_rng(0))
+    assert [np.mean(noisy == value) for value in (0, 1)] == pytest.approx([0.05, 0.05], abs=0.005)
+    assert np.mean(noisy == 0.5) == pytest.approx(0.9, abs=0.005)
+    for dataset in recipe["datasets"].values():
+        del dataset["sigma"]
+        dataset.update(type="DegradationDataset", degradations=yaml.safe_load(step.replace("density", "densty")))
+    assert run("train", recipe) == 2
+    assert "datasets.train.degradations.0.densty: unknown key. Did you mean 'density'?" in capsys.readouterr().err
 
 
 # --- the table of what a network may have -----------------------------------------------------------------------------

@@ -10,9 +10,8 @@ import pytest
 import torch
 import yaml
 from pydantic import create_model
-from safetensors.torch import save_file
 
-from hranet_arch import preflight, registration, schema
+from hranet_arch import networks, preflight, registration, schema
 from hranet_arch.errors import InputError
 from hranet_arch.options import check_options, complete_options, override, read_options
 from hranet_arch.prepare import prepare_lmdb
@@ -211,11 +210,8 @@ def build_stand_ins(options, source):
     if checkpoint:
         arguments = {key: value for key, value in options["network_g"].items() if key != "type"}
         network = registration.registries()["arch"][options["network_g"]["type"]](**arguments)
-        Path(checkpoint).parent.mkdir(parents=True)
-        if checkpoint.endswith(".safetensors"):
-            save_file(network.state_dict(), checkpoint)
-        else:
-            torch.save({"params": network.state_dict()}, checkpoint)
+        Path(checkpoint).parent.mkdir(parents=True, exist_ok=True)
+        torch.save({"params": network.state_dict()}, checkpoint)
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
@@ -503,6 +499,11 @@ def test_missing_data_comes_with_the_command_that_makes_it(recipe):
     assert message.count(command) == 2
     assert "meta_info_file: list.txt is not there" in refusal(change(recipe, "datasets:val:meta_info_file=list.txt"))
     assert "path.pretrain_network_g: x.pth is not there." in refusal(change(recipe, "path:pretrain_network_g=x.pth"))
+
+
+def test_a_released_network_is_a_start_by_its_name(recipe):
+    checked = check(change(recipe, "path:pretrain_network_g=hranet_s_gray_s25"))
+    assert Path(checked["path"]["pretrain_network_g"]) == networks.WEIGHTS / "hranet_s_gray_s25.safetensors"
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from hranet_arch import examples, plots, report, scores, tables
+from hranet_arch import examples, pages, plots, report, scores, tables
 from hranet_arch.examples import CLEAN, picture_path
 from hranet_arch.record import Record
 
@@ -331,7 +331,7 @@ def test_report_writes_the_same_bytes_again(tmp_path):
 
 
 def test_the_page_is_whole_and_safe(tmp_path):
-    template = (report.Path(report.__file__).with_name("report_page.html")).read_text("utf-8")
+    template = pages.read_page("report_page.html")
     text = report.format_page(template, report.describe_page(make_record()))
     page = read_page(text)
     assert page["methods"][2] == ODD  # although the name holds </script>

@@ -1,7 +1,6 @@
 """The page of a comparison in a browser: it opens from a file, sorts, compares, fits a telephone and the dark."""
 
 import re
-import shutil
 from contextlib import contextmanager
 
 import numpy as np
@@ -9,12 +8,6 @@ import pytest
 
 from hranet_arch import report, scores
 from tests.test_report import PUBLISHED, safe_record, write_pictures
-
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome is installed")
-FLAGS = ["--no-sandbox", "--disable-quic", "--no-first-run", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -26,14 +19,6 @@ def address(tmp_path_factory):
         patch.setattr(scores, "read_published", lambda: PUBLISHED)
         report.write_report(record, folder)
     return (folder / "report.html").as_uri()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with playwright.sync_playwright() as started:
-        chromium = started.chromium.launch(executable_path=BROWSER, args=FLAGS)
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture
