@@ -203,8 +203,8 @@ class _Worker:
         if settings.model is None:
             self.released = networks.list_released(settings.task)
             networks.require_any(self.released, settings.task)
-            if settings.task == "sr":
-                networks.choose_upscaler(self.released, "rgb", self.scale)  # a missing scale is said before the work
+            if settings.task == "sr":  # a scale that none has is said before the work
+                networks.choose_upscaler(self.released, "rgb", self.scale)
         else:
             network = self._load(settings.model).network
             _check_sigma(network, settings.sigma)

@@ -98,7 +98,7 @@ def test_result_is_the_denoisers_in_the_depth_it_came(client, models, suffix, dt
     assert events[0] == {"waiting": 0} and {"progress": 1.0} in events
     facts = events[-1]["result"]["facts"]
     assert facts[0].startswith("41 × 30, " + ("grey" if channels == 1 else "colour"))
-    assert facts[2] == ("plain" if channels == 1 else "plain, channel by channel")
+    assert facts[2] == ("plain" if channels == 1 else "plain, channel by channel (a grey network)")
 
 
 def test_noise_level_is_told_or_estimated(client, models):

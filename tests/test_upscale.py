@@ -73,6 +73,14 @@ def test_whole_numbers_are_the_nearest(dtype, white):
     assert found.dtype == dtype and np.abs(found - exact.clip(0, white)).max() < 0.51
 
 
+def test_the_package_has_them_by_name():
+    import hranet_arch
+
+    assert (hranet_arch.Upscaler, hranet_arch.Deblocker, hranet_arch.Denoiser) == (Upscaler, Deblocker, Denoiser)
+    with pytest.raises(AttributeError, match="no attribute 'Upscaller'"):
+        _ = hranet_arch.Upscaller
+
+
 def test_bicubic_enlargement_takes_any_depth_and_layout():
     x = picture(7, 5, 3)
     assert np.abs(restore.enlarge_bicubic(x, 3) - enlarge(x, 3)).max() < 1e-6
