@@ -154,6 +154,29 @@ def test_a_network_on_the_luma_leaves_the_colours_to_bicubic(tmp_path):
     assert method.input_size(90, 120) == (1, 90, 120)
 
 
+def test_a_grey_picture_stays_grey_and_reaches_a_network_on_the_luma_as_it_is(tmp_path):
+    """A network that sees all colours gets it as three equal channels; grey in, the same grey out."""
+    network = build("DnCNN", num_feat=4, num_conv=3, bn=False)
+    torch.save({"params": network.state_dict()}, tmp_path / "luma.pth")
+    entry = {"weights": "luma.pth", "enlarge_first": True, "channel": "y"}
+    task, picture = make_task("sr", "rgb", 2.0), smooth((16, 20))
+    with torch.inference_mode():
+        expected = network(torch.from_numpy(methods.enlarge(picture, 2))[None, None])[0, 0].numpy()
+    np.testing.assert_allclose(methods.make_method(entry, task, tmp_path)(picture), expected, atol=1e-6)
+    color = build("DnCNN", num_in_ch=3, num_out_ch=3, num_feat=4, num_conv=3, bn=False)
+    for parameter in color.parameters():
+        torch.nn.init.zeros_(parameter)
+    torch.save({"params": color.state_dict()}, tmp_path / "color.pth")
+    unchanged = methods.make_method({"weights": "color.pth", "enlarge_first": True}, task, tmp_path)(picture)
+    np.testing.assert_allclose(unchanged, methods.enlarge(picture, 2), atol=1e-6)
+
+
+def test_a_network_that_must_be_told_the_noise_denoises_only(tmp_path):
+    torch.save({"params": build("FFDNet", num_feat=4, num_conv=3).state_dict()}, tmp_path / "x.pth")
+    with pytest.raises(InputError, match="FFDNet must be told a noise level; this comparison's task, jpeg, has none"):
+        methods.make_method({"weights": "x.pth"}, make_task("jpeg", "gray", 10.0), tmp_path)
+
+
 def test_a_network_that_enlarges_is_given_the_small_picture(tmp_path):
     arguments = {"num_in_ch": 3, "num_out_ch": 3, "num_feat": 4, "num_block": 1, "upscale": 2}
     torch.save({"params": build("MSRResNet", **arguments).state_dict()}, tmp_path / "x.pth")
