@@ -3,12 +3,16 @@
 import importlib.util
 import math
 
+import cv2
 import numpy as np
 import pytest
 import torch
 
-from hranet_arch import methods, noise, registration
+from hranet_arch import fidelity, methods, noise, registration
 from hranet_arch.errors import InputError
+from tests.conftest import REPOSITORY
+
+SET5 = REPOSITORY.parent / "shared" / "datasets" / "Set5"
 
 needs_spandrel = pytest.mark.skipif(
     importlib.util.find_spec("spandrel") is None, reason="needs spandrel: the extra [compare]"
@@ -137,6 +141,24 @@ def test_bicubic_keeps_a_slope_and_enlarges(tmp_path):
     expected = np.add.outer((np.arange(24) - 0.5) / 2, 2 * (np.arange(20) - 0.5) / 2) / 40
     assert large.shape == (24, 20)
     np.testing.assert_allclose(large[6:-6, 6:-6], expected[6:-6, 6:-6], atol=1e-6)
+
+
+PUBLISHED_BICUBIC = {2: (33.66, 0.9299), 3: (30.39, 0.8682), 4: (28.42, 0.8104)}
+
+
+@pytest.mark.skipif(not SET5.is_dir(), reason="needs Set5 in ../shared/datasets")
+@pytest.mark.parametrize("scale", PUBLISHED_BICUBIC)
+def test_bicubic_on_set5_is_what_is_published(tmp_path, scale):
+    method = methods.make_method({"method": "input"}, make_task("sr", "rgb", float(scale)), tmp_path)
+    scores = []
+    for path in sorted((SET5 / f"x{scale}/gt").iterdir()):
+        clean, small = (cv2.imread(str(one))[..., ::-1] for one in (path, SET5 / f"x{scale}/lq" / path.name))
+        score = fidelity.score_picture(method(small / np.float32(255)), clean, "sr", scale)
+        scores.append((score["psnr"], score["ssim"]))
+    psnr, ssim = np.mean(scores, axis=0)
+    assert len(scores) == 5
+    assert (psnr, ssim) == (pytest.approx(PUBLISHED_BICUBIC[scale][0], abs=0.02),
+                            pytest.approx(PUBLISHED_BICUBIC[scale][1], abs=0.0005))  # fmt: skip
 
 
 def test_a_network_on_the_luma_leaves_the_colours_to_bicubic(tmp_path):
