@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import datetime
 import logging
-import math
 import os
 from collections.abc import Container, Iterator
 from dataclasses import asdict, replace
@@ -20,28 +19,15 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from hranet_arch import complexity, examples, methods, noise, record, report
-from hranet_arch.compat import make_importable
+from hranet_arch import complexity, degradations, examples, fidelity, methods, noise, record, report
 from hranet_arch.errors import InputError
 from hranet_arch.images import decode_image
 from hranet_arch.journal import Journal, make_key
-from hranet_arch.metrics import calculate_psnr_float
 from hranet_arch.plan import Picture, Plan, make_plan
-
-make_importable()
-
-from basicsr.metrics import calculate_psnr, calculate_ssim
-from basicsr.utils.color_util import rgb2ycbcr
 
 logger = logging.getLogger(__name__)
 
-METRICS = {
-    "psnr": "PSNR in dB of the output clipped and rounded to 8 bits (basicsr.metrics.calculate_psnr)",
-    "psnr_float": "PSNR in dB of the output itself (hranet_arch.metrics.calculate_psnr_float)",
-    "ssim": "SSIM of the 8-bit output, MATLAB's form: Gaussian window 11x11 of 1.5, borders left out, mean over "
-    "channels (basicsr.metrics.calculate_ssim)",
-}
-SSIM_WINDOW = 11
+COMPRESSION = "OpenCV's libjpeg, of the clean 8-bit picture; of colour its chroma at half the resolution (4:2:0)"
 
 
 def run_compare(opt: dict, folder: Path, rank: int = 0, world_size: int = 1) -> record.Record | None:
@@ -130,23 +116,23 @@ def _measure_picture(
     missing = [name for name in ready if keys[name] not in journal.values or not files[name].is_file()]
     if not missing:
         return
-    clean = _read(picture.gt, plan.opt["color"])
-    given = _read(picture.lq, "rgb") / np.float32(255) if picture.lq else _add_noise(plan, clean, level, picture)
+    clean = _read(picture.gt, plan.color)
+    given = _read(picture.lq, plan.color) / np.float32(255) if picture.lq else _degrade(plan, clean, level, picture)
     _write_picture(examples.picture_path(plan.folder, testset, level, examples.CLEAN, picture.name), clean)
     for name in missing:
         try:
             output = ready[name](given)
-            scores = _score(plan, output, clean, level)
+            scores = fidelity.score_picture(output, clean, plan.opt["task"], plan.border(level))
         except Exception as error:  # out of memory, among others: the other methods go on
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             plan.fail(reason, method=name, testset=testset, level=plan.name_level(level), picture=picture.name)
             continue
-        _write_picture(files[name], _to_uint8(output))
+        _write_picture(files[name], fidelity.to_8bit(output))
         journal.write(keys[name], scores)
 
 
 def _score_key(plan: Plan, method: methods.Method, picture: Picture) -> str:
-    protocol = [plan.opt["noise"], _find_seed(plan, picture), noise.TEST_GENERATOR, METRICS]
+    protocol = [plan.opt["noise"], _find_seed(plan, picture), noise.TEST_GENERATOR, plan.metrics]
     return make_key("score", plan.context, method.fingerprint, picture.sha256, protocol)
 
 
@@ -155,38 +141,17 @@ def _read(path: Path, color: str) -> np.ndarray:
     return np.ascontiguousarray(pixels[..., ::-1]) if pixels.ndim == 3 else pixels
 
 
-def _add_noise(plan: Plan, clean: np.ndarray, level: float, picture: Picture) -> np.ndarray:
+def _degrade(plan: Plan, clean: np.ndarray, level: float, picture: Picture) -> np.ndarray:
+    """The picture that the methods are given, made of the clean one."""
+    if plan.opt["task"] == "jpeg":
+        whole = clean.reshape(*clean.shape[:2], -1) / np.float32(255)
+        compress = degradations.JPEGCompression(quality=level)
+        return compress(whole, np.random.RandomState(0)).reshape(clean.shape)
     return noise.TEST_NOISES[plan.opt["noise"]](clean.astype(np.float32) / 255, level, _find_seed(plan, picture))
 
 
 def _find_seed(plan: Plan, picture: Picture) -> int:
     return picture.number if plan.opt["noise_seed"] == "number" else 0
-
-
-def _to_uint8(output: np.ndarray) -> np.ndarray:
-    return (output.clip(0, 1) * 255).round().astype(np.uint8)
-
-
-def _score(plan: Plan, output: np.ndarray, clean: np.ndarray, level: float) -> dict[str, float | None]:
-    """Scores of an output (float, RGB or grey) against a clean picture (uint8)."""
-    if output.shape != clean.shape:
-        raise ValueError(f"made {output.shape} of it; {clean.shape} is due")
-    if not np.isfinite(output).all():
-        raise ValueError("its output is not finite")
-    is_sr = plan.opt["task"] == "sr"
-    border = int(level) if is_sr else 0
-    pair = [np.ascontiguousarray(p[..., ::-1]) if p.ndim == 3 else p for p in (_to_uint8(output), clean)]
-    exact = [output.astype(np.float32), clean.astype(np.float32) / 255]
-    if is_sr:
-        exact = [rgb2ycbcr(one, y_only=True) for one in exact]
-    with np.errstate(divide="ignore"):
-        scores = {
-            "psnr": calculate_psnr(*pair, crop_border=border, test_y_channel=is_sr),
-            "psnr_float": calculate_psnr_float(*exact, crop_border=border),
-        }
-    is_large = min(clean.shape[:2]) - 2 * border >= SSIM_WINDOW
-    scores["ssim"] = calculate_ssim(*pair, crop_border=border, test_y_channel=is_sr) if is_large else math.nan
-    return {name: float(value) if math.isfinite(value) else None for name, value in scores.items()}
 
 
 def _write_picture(path: Path, pixels: np.ndarray) -> None:
@@ -204,7 +169,7 @@ def measure_costs(plan: Plan, journal: Journal) -> dict[str, list[record.Cost]]:
     """Costs of each method: of one level's weights, or for super-resolution at each scale; all timed in turn."""
     costs: dict[str, list[record.Cost]] = {}
     for level in plan.levels:
-        known = costs if plan.opt["task"] == "denoise" else ()
+        known = () if plan.opt["task"] == "sr" else costs
         ready = {name: m for name, m in _make_methods(plan, level, without=known).items() if m.kind != "input"}
         if not ready:
             continue
@@ -309,6 +274,7 @@ def collect(
         methods=described,
         results=results,
         failures=plan.failures,
+        **({"published": opt["published"]} if opt.get("published") else {}),
     )
 
 
@@ -324,7 +290,7 @@ def _collect_results(plan: Plan, journal: Journal, made: dict) -> Iterator[recor
             if not scores or None in scores:  # a mean over some of a set is no result
                 continue
             rows = [record.PictureScore(name=p.name, size=p.size, **score) for p, score in zip(pictures, scores)]
-            means = {metric: record.average(getattr(row, metric) for row in rows) for metric in METRICS}
+            means = {metric: record.average(getattr(row, metric) for row in rows) for metric in plan.metrics}
             yield record.Result(method=name, testset=testset, level=level, **means, pictures=rows)
 
 
@@ -346,9 +312,8 @@ def _describe_method(name: str, entry: dict, own: dict[float, methods.Method], c
 
 def _describe_protocol(plan: Plan) -> record.Protocol:
     opt = plan.opt
-    is_sr = opt["task"] == "sr"
     described = None
-    if not is_sr:
+    if opt["task"] == "denoise":
         text = " ".join(noise.TEST_NOISES[opt["noise"]].__doc__.split("\n\n")[0].split())
         described = record.Noise(
             name=opt["noise"],
@@ -361,9 +326,10 @@ def _describe_protocol(plan: Plan) -> record.Protocol:
         color=opt["color"],
         levels=plan.levels,
         noise=described,
-        metrics=METRICS,
-        channel="y" if is_sr else opt["color"],
-        crop_border="scale" if is_sr else "0",
+        metrics=plan.metrics,
+        channel=plan.channel,
+        crop_border="scale" if opt["task"] == "sr" else "0",
         precision=opt["precision"],
         tile=opt["tile"],
+        **({"compression": COMPRESSION} if opt["task"] == "jpeg" else {}),
     )

@@ -123,7 +123,7 @@ class BicubicDownsampling(Degradation):
 
     def __call__(self, picture: np.ndarray, random: Random) -> np.ndarray:
         scale = self.scales[int(random.uniform(0, len(self.scales)))] if self.has_range else self.scales[0]
-        planes = torch.from_numpy(np.ascontiguousarray(picture.transpose(2, 0, 1)))
+        planes = torch.from_numpy(picture.transpose(2, 0, 1).copy())  # torch takes no array that is turned round
         planes = resize_bicubic(planes, 1 / scale, is_8bit=True)
         if self.enlarge:
             planes = resize_bicubic(planes, scale, is_8bit=True)[:, : picture.shape[0], : picture.shape[1]]

@@ -46,11 +46,15 @@ def decode_image(data: bytes, name: str, color: Literal["gray", "rgb", "y", "unc
     if image is None:
         raise InputError(f"{name}: not a picture that can be read ({len(data)} bytes; damaged, or not a picture).")
     if color == "y" and image.ndim == 3:
-        return _to_luma(image)
+        return to_luma(image)
     return cv2.cvtColor(image, cv2.COLOR_BGR2GRAY) if color == "gray" else image
 
 
-def _to_luma(image: np.ndarray) -> np.ndarray:
+def to_luma(image: np.ndarray) -> np.ndarray:
+    """BT.601's luma in its studio range of a BGR picture ``(h, w, 3)``: 16 to 235 of 255.
+
+    Whole numbers are rounded to whole numbers, as MATLAB's ``rgb2ycbcr`` does; floats in [0, 1] stay floats.
+    """
     is_float = np.issubdtype(image.dtype, np.floating)
     white = 1 if is_float else np.iinfo(image.dtype).max
     luma = image.astype(np.float64) @ (np.array([24.966, 128.553, 65.481]) / 255) + 16 / 255 * white

@@ -21,23 +21,28 @@ from hranet_arch import baselines, complexity, networks, preflight, tiling
 from hranet_arch.compat import make_importable
 from hranet_arch.errors import InputError
 from hranet_arch.journal import make_key
+from hranet_arch.resize import resize_bicubic
+from hranet_arch.schema import LEVEL_KEYS
 
 make_importable()
 
 from basicsr.utils.color_util import rgb2ycbcr, ycbcr2rgb
-from basicsr.utils.matlab_functions import imresize
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
-INPUT_NAMES = {"denoise": "Noisy", "sr": "Bicubic"}  # what tables call the pictures that the methods are given
+INPUT_NAMES = {
+    "denoise": "Noisy",
+    "sr": "Bicubic",
+    "jpeg": "JPEG",
+}  # what tables call the pictures that the methods are given
 
 
 @dataclass(frozen=True)
 class Task:
     """What all methods of a comparison are asked to do at one level."""
 
-    name: str  # 'denoise' or 'sr'
+    name: str  # 'denoise', 'sr' or 'jpeg'
     color: str  # 'gray' or 'rgb'
-    level: float  # sigma in grey levels, or the scale
+    level: float  # sigma in grey levels, the scale or the quality
     device: torch.device
     precision: str
     tile: int
@@ -82,7 +87,8 @@ class Method:
         """Restores a picture.
 
         Args:
-            picture: float32 ``(h, w)`` or RGB ``(h, w, 3)`` in [0, 1]; noise may go beyond.
+            picture: float32 ``(h, w)`` or RGB ``(h, w, 3)`` in [0, 1]; noise may go beyond. A network on the luma takes
+                a grey one as it is, one for RGB as three equal channels.
 
         Returns:
             float32 of the same layout, ``scale`` times as large, neither clipped nor rounded.
@@ -91,7 +97,10 @@ class Method:
             return self.run_classical(picture)
         if self.enlarge_first:
             picture = enlarge(picture, self.task.scale)
-        if self.channel == "all":
+        if picture.ndim == 2 and self.channel == "all" and self.task.channels == 3:
+            output = self._run_network(np.stack([picture] * 3, axis=-1))
+            return output @ np.array([65.481, 128.553, 24.966], np.float32) / np.float32(219)  # BT.601, full range
+        if picture.ndim == 2 or self.channel == "all":
             return self._run_network(picture)
         y = self._run_network(np.ascontiguousarray(rgb2ycbcr(picture.astype(np.float32), y_only=True)))
         rest = picture if self.enlarge_first else enlarge(picture, self.task.scale)
@@ -120,7 +129,7 @@ class Method:
 def enlarge(picture: np.ndarray, scale: int) -> np.ndarray:
     """MATLAB's bicubic enlargement, float32 in and out."""
     tensor = torch.from_numpy(np.ascontiguousarray(picture.reshape(*picture.shape[:2], -1).transpose(2, 0, 1)))
-    array = imresize(tensor.float(), scale).numpy().transpose(1, 2, 0)
+    array = resize_bicubic(tensor.float(), scale).numpy().transpose(1, 2, 0)
     return array[..., 0] if picture.ndim == 2 else np.ascontiguousarray(array)
 
 
@@ -146,6 +155,8 @@ def make_method(entry: dict, task: Task, weights_root: Path) -> Method:
     if hasattr(network, "fold_batchnorm"):
         network.fold_batchnorm()
     if "sigma" in inspect.signature(network.forward).parameters:
+        if task.name != "denoise":
+            raise InputError(f"{name} must be told a noise level; this comparison's task, {task.name}, has none.")
         network.sigma = task.level  # FFDNet's and DRUNet's noise map
     method = Method(
         "network", name, arguments, path, hashlib.sha256(path.read_bytes()).hexdigest() if path else None, parameters,
@@ -159,7 +170,7 @@ def make_method(entry: dict, task: Task, weights_root: Path) -> Method:
 def _find_weights(weights: str | None, task: Task, root: Path) -> Path | None:
     if weights is None:
         return None
-    text = weights.replace("{sigma}" if task.name == "denoise" else "{scale}", f"{task.level:g}")
+    text = weights.replace(f"{{{LEVEL_KEYS[task.name]}}}", f"{task.level:g}")
     released = networks.list_released()
     if text in released:
         return released[text].path

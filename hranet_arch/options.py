@@ -28,7 +28,11 @@ Registries = Mapping[str, Mapping[str, Any]]
 
 # What a run adds to its options. The copy kept in the run's folder has them, and is itself an option file.
 RUN_KEYS = ("is_train", "auto_resume", "dist", "rank", "world_size", "root_path", "iters_per_epoch")
-LEVELS = {"sigma": "15, 25, 50", "scale": "2, 3, 4"}  # of comparisons, as the field has them
+LEVELS = {
+    "sigma": "15, 25, 50",
+    "scale": "2, 3, 4",
+    "quality": "10, 20, 30, 40",
+}  # of comparisons, as the field has them
 RUN_PATHS = ("experiments_root", "results_root", "models", "training_states", "log", "visualization")
 
 
@@ -308,16 +312,19 @@ def check_comparison(options: dict, registries: Registries) -> dict:
 
 
 def _check_levels(comparison: dict) -> list[str]:
-    wanted, other = ("sigma", "scale") if comparison["task"] == "denoise" else ("scale", "sigma")
-    errors = []
+    task = comparison["task"]
+    wanted, errors = schema.LEVEL_KEYS[task], []
     if not comparison.get(wanted):
-        errors.append(f"{wanted}: is missing; task {comparison['task']} needs a list, such as [{LEVELS[wanted]}].")
-    if comparison.get(other):
-        errors.append(f"{other}: does not go with task {comparison['task']}; it has {wanted}.")
+        errors.append(f"{wanted}: is missing; task {task} needs a list, such as [{LEVELS[wanted]}].")
+    for other in schema.LEVEL_KEYS.values():
+        if other != wanted and comparison.get(other):
+            errors.append(f"{other}: does not go with task {task}; it has {wanted}.")
+    if task == "sr" and comparison["color"] == "gray":
+        errors.append("color: task sr takes rgb, and is measured on the luma. A network for it has channel: y.")
     for name, folder in comparison["testsets"].items():
-        if isinstance(folder, dict) != (comparison["task"] == "sr"):
-            layout = "a folder" if wanted == "sigma" else "two folders, {gt: ..., lq: ...}"
-            errors.append(f"testsets.{name}: task {comparison['task']} takes {layout}.")
+        if isinstance(folder, dict) != (task == "sr"):
+            layout = "a folder" if task != "sr" else "two folders, {gt: ..., lq: ...}"
+            errors.append(f"testsets.{name}: task {task} takes {layout}.")
     return errors
 
 

@@ -11,12 +11,12 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from hranet_arch import complexity, examples, methods, record, testsets
+from hranet_arch import complexity, examples, fidelity, methods, record, schema, scores, testsets
 from hranet_arch.errors import InputError
 from hranet_arch.images import decode_image
 from hranet_arch.journal import make_key
@@ -64,10 +64,29 @@ class Plan:
         """The entries by name, the degraded pictures themselves first."""
         return {methods.INPUT_NAMES[self.opt["task"]]: {"method": "input"}, **self.opt["methods"]}
 
+    @property
+    def color(self) -> Literal["gray", "rgb", "y", "unchanged"]:
+        """How pictures are read (``images.decode_image``): of super-resolution's, a grey one stays grey."""
+        gray = {"jpeg": "y"}.get(self.opt["task"], "gray")
+        return "unchanged" if self.opt["task"] == "sr" else gray if self.opt["color"] == "gray" else "rgb"
+
+    @property
+    def channel(self) -> Literal["gray", "rgb", "y"]:
+        """What the metrics look at."""
+        return "y" if self.opt["task"] == "sr" else self.color
+
+    @property
+    def metrics(self) -> dict[str, str]:
+        return fidelity.describe_metrics(self.opt["task"])
+
+    def border(self, level: float) -> int:
+        """Pixels that the metrics leave out at each edge."""
+        return int(level) if self.opt["task"] == "sr" else 0
+
     def name_level(self, level: Any) -> str:
-        """``sigma 25`` or ``scale 4``."""
+        """``sigma 25``, ``scale 4`` or ``quality 10``."""
         text = f"{level:g}" if isinstance(level, float) else str(level)
-        return f"{'sigma' if self.opt['task'] == 'denoise' else 'scale'} {text}"
+        return f"{schema.LEVEL_KEYS[self.opt['task']]} {text}"
 
     def fail(self, reason: str, **place: str) -> None:
         places = {"method": None, "testset": None, "level": None, "picture": None, **place}
@@ -86,11 +105,12 @@ def make_plan(opt: dict, folder: Path) -> Plan:
     reserved = [name for name in opt["methods"] if name.lower() == examples.CLEAN]
     if reserved:
         raise InputError(f"methods.{reserved[0]}: this is what the clean pictures are called. Take another name.")
+    scores.check_published(opt.get("published", []), opt["task"], opt["color"])
     if importlib.util.find_spec("matplotlib") is None:  # not only when all has been measured
         raise InputError("the plots need matplotlib: pip install 'hranet-arch[compare]'")
     device = _find_device(opt["device"])
     plan = Plan(opt, folder, device, complexity.describe_commit(), complexity.describe_machine(device))
-    for level in opt["sigma"] if opt["task"] == "denoise" else opt["scale"]:
+    for level in opt[schema.LEVEL_KEYS[opt["task"]]]:
         fault = _find_fault(opt["task"], level)
         if fault:
             plan.fail(fault, level=plan.name_level(level))
@@ -120,6 +140,9 @@ def _find_fault(task: str, level: Any) -> str | None:
     is_number = isinstance(level, (int, float)) and not isinstance(level, bool) and math.isfinite(level)
     if task == "denoise":
         return None if is_number and 0 < level <= 255 else "sigma must be a number above 0, at most 255, in grey levels"
+    if task == "jpeg":
+        is_quality = is_number and level == int(level) and 1 <= level <= 100
+        return None if is_quality else "quality must be a whole number from 1 to 100"
     return None if is_number and level in (2, 3, 4, 8) else "scale must be 2, 3, 4 or 8"
 
 
@@ -134,7 +157,7 @@ def _add_testset(plan: Plan, name: str, folders: str | dict) -> None:
         try:
             pictures, ids, in_folder = _list_pictures(plan, name, folders, level, look)
         except InputError as error:
-            is_same = plan.opt["task"] == "denoise"
+            is_same = plan.opt["task"] != "sr"
             plan.fail(str(error), testset=name, **({} if is_same else {"level": plan.name_level(level)}))
             continue
         if pictures:
@@ -152,8 +175,8 @@ def _list_pictures(
     plan: Plan, name: str, folders: str | dict, level: float, look: Callable[[Path, str], dict[str, _File]]
 ) -> tuple[list[Picture], dict, int]:
     """The pictures that can be used; hash and status of each folder; how many there are. Faulty ones are failures."""
-    if plan.opt["task"] == "denoise":
-        gt = look(Path(plan.opt["datasets_root"], folders), plan.opt["color"])
+    if plan.opt["task"] != "sr":
+        gt = look(Path(plan.opt["datasets_root"], folders), "any" if plan.color == "y" else plan.color)
         lq, ids = {}, {"all": _identify(name, gt)}
     else:
         gt, lq = (
@@ -210,7 +233,7 @@ def _find_channel_fault(pixels: np.ndarray, color: str) -> str | None:
     is_gray = channels == 1 or (channels == 3 and (pixels == pixels[..., :1]).all())
     if color == "gray" and not is_gray:
         return f"{channels} channels, but the comparison is of grey pictures; turning colour to grey changes the scores"
-    if color == "any":  # super-resolution is measured on the luma, and Set14 has a grey picture
+    if color == "any":  # measured on the luma; Set14 has a grey picture
         return None if channels in (1, 3) else f"{channels} channels; grey and RGB pictures are compared"
     if color == "rgb" and channels != 3:
         return f"{channels} channel{'s' * (channels > 1)}, but the comparison is of RGB pictures, which have 3"

@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -22,6 +22,7 @@ Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Score = Annotated[float, Field(allow_inf_nan=False)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Size = tuple[Count, Count, Count]  # channels, height, width
+Metric = Literal["psnr", "psnr_float", "ssim", "psnrb"]
 
 
 class Part(BaseModel):
@@ -62,13 +63,14 @@ class Noise(Part):
 
 
 class Protocol(Part):
-    """What is measured: ``denoise`` at noise levels (sigma, 0-255), ``sr`` at scales."""
+    """What is measured: ``denoise`` at noise levels (sigma, 0-255), ``sr`` at scales, ``jpeg`` at qualities."""
 
-    task: Literal["denoise", "sr"]
+    task: Literal["denoise", "sr", "jpeg"]
     color: Literal["gray", "rgb"]
     levels: Annotated[list[float], Field(min_length=1)]
-    noise: Noise | None  # None: the test set has the degraded pictures
-    metrics: Annotated[dict[Literal["psnr", "psnr_float", "ssim"], str], Field(min_length=3)]  # what each is
+    noise: Noise | None  # None: the task has none
+    compression: Text | None = None  # of task jpeg: what wrote the files
+    metrics: Annotated[dict[Metric, str], Field(min_length=3)]  # what each is
     channel: Literal["gray", "rgb", "y"]  # what the metrics look at
     crop_border: Literal["0", "scale"]
     precision: Literal["fp32", "bf16", "fp16"]
@@ -145,14 +147,15 @@ class Method(Part):
 
 
 class PictureScore(Part):
-    """``psnr`` and ``ssim`` of the 8-bit output, ``psnr_float`` of the unrounded one, in dB; None: not defined
-    (equal pictures, or one too small for SSIM's window)."""
+    """``psnr``, ``ssim`` and ``psnrb`` of the 8-bit output, ``psnr_float`` of the unrounded one; None: not defined
+    (equal pictures, or one too small for SSIM's window). ``psnrb`` is there where the protocol names it."""
 
     name: Text
     size: tuple[Count, Count]
     psnr: Score | None
     psnr_float: Score | None
     ssim: Score | None
+    psnrb: Score | None = None
 
 
 class Result(Part):
@@ -164,11 +167,12 @@ class Result(Part):
     psnr: Score | None
     psnr_float: Score | None
     ssim: Score | None
+    psnrb: Score | None = None
     pictures: Annotated[list[PictureScore], Field(min_length=1)]
 
     @model_validator(mode="after")
     def _require_true_means(self) -> Result:
-        for name in ("psnr", "psnr_float", "ssim"):
+        for name in get_args(Metric):
             mean = average(getattr(picture, name) for picture in self.pictures)
             given = getattr(self, name)
             if (mean is None) != (given is None) or (mean is not None and abs(mean - given) > 1e-6):
@@ -203,6 +207,7 @@ class Record(Part):
     methods: dict[str, Method]
     results: list[Result]
     failures: list[Failure]
+    published: list[Text] = []  # methods of published.json whose values stand beside, not measured
 
     @model_validator(mode="after")
     def _require_known_names(self) -> Record:
@@ -213,6 +218,12 @@ class Record(Part):
                 raise ValueError(f"{result.method} has more pictures on {result.testset} than the set")
         if self.protocol.task == "denoise" and self.protocol.noise is None:
             raise ValueError("protocol.noise is missing")
+        if self.protocol.task == "jpeg" and self.protocol.compression is None:
+            raise ValueError("protocol.compression is missing")
+        for result in self.results:
+            if any(("psnrb" in self.protocol.metrics) != ("psnrb" in part.model_fields_set)
+                   for part in (result, *result.pictures)):  # fmt: skip
+                raise ValueError(f"{result.method} on {result.testset}: psnrb must be there if protocol.metrics has it")
         return self
 
     def find(self, method: str, testset: str, level: float) -> Result | None:
@@ -251,7 +262,8 @@ def read_record(path: str | Path) -> Record:
 
 def write_record(record: Record, path: str | Path) -> None:
     """Writes a record whole: to a file beside ``path``, then renamed."""
-    write_text(Path(path), json.dumps(record.model_dump(mode="json"), indent=1) + "\n")
+    written = record.model_dump(mode="json", exclude_unset=True)  # without what the task does not have
+    write_text(Path(path), json.dumps(written, indent=1) + "\n")
 
 
 def write_schema(path: str | Path) -> None:

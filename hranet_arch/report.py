@@ -16,10 +16,12 @@ from hranet_arch.scores import (
     NOTED,
     PARTIAL,
     Score,
+    find_training,
     format_psnr,
     format_ssim,
     list_cost_tables,
     list_groups,
+    list_published,
     name_level,
     name_set,
     score_results,
@@ -62,12 +64,29 @@ def describe_page(record: Record) -> dict:
         "groups": [{"set": name_set(testset), "level": name_level(record, level)} for testset, level in groups],
         "methods": list(record.methods),
         "scores": [[_describe_score(scores.get((method, group))) for group in groups] for method in record.methods],
+        "training": [method.training for method in record.methods.values()],
+        "published": _describe_published(record),
         "marks": tables.explain_marks(record),
         "costs": [vars(table) for table in list_cost_tables(record)],
         "costNote": COST_NOTE,
         "about": tables.describe_record(record),
         "failures": len(record.failures),
     }
+
+
+def _describe_published(record: Record) -> list[dict]:
+    """The rows of methods that were not measured."""
+    return [
+        {
+            "name": name,
+            "training": find_training(record, name),
+            "cells": [
+                {"text": tables.format_published(value), "value": value.psnr} if value else None
+                for value in map(values.get, list_groups(record))
+            ],
+        }
+        for name, values in list_published(record).items()
+    ]
 
 
 def _describe_score(score: Score | None) -> dict | None:
@@ -78,6 +97,8 @@ def _describe_score(score: Score | None) -> dict | None:
         "PSNR": {"text": format_psnr(result.psnr), "value": result.psnr, "best": score.psnr_rank == 1},
         "SSIM": {"text": format_ssim(result.ssim), "value": result.ssim, "best": score.ssim_rank == 1},
     }
+    if "psnrb" in result.model_fields_set:
+        cells["PSNR-B"] = {"text": format_psnr(result.psnrb), "value": result.psnrb, "best": score.psnrb_rank == 1}
     if score.is_partial:
         cells["PSNR"]["sign"] = PARTIAL
     if published:
@@ -91,4 +112,6 @@ def _describe_score(score: Score | None) -> dict | None:
                 cells[name] |= {"sign": score.mark, "title": title}
         if published.ssim is not None:
             cells["SSIM"]["published"] = format_ssim(published.ssim)
+        if published.psnrb is not None and "PSNR-B" in cells:
+            cells["PSNR-B"]["published"] = format_psnr(published.psnrb)
     return cells

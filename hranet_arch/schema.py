@@ -225,10 +225,13 @@ class RestorationOptions(Options):
 # --- comparisons ------------------------------------------------------------------------------------------------------
 
 
+LEVEL_KEYS = {"denoise": "sigma", "sr": "scale", "jpeg": "quality"}  # by task: the key of its levels
+
+
 class ComparedMethod(Section):
     """A network by its weights, or a method without weights by its name."""
 
-    weights: str | None = None  # {sigma} or {scale} in it stands for the level
+    weights: str | None = None  # {sigma}, {scale} or {quality} in it stands for the level
     network_g: Typed | None = None  # None: recognised from the weights
     method: str | None = None  # input, bm3d, non_local_means, wavelet
     levels: list[Any] | None = None  # measured at these alone; None: at all of the file
@@ -256,16 +259,18 @@ class Comparison(Section):
     """The whole of an option file for ``basicsr compare``."""
 
     name: Name
-    task: Literal["denoise", "sr"] = "denoise"
+    task: Literal["denoise", "sr", "jpeg"] = "denoise"
     color: Literal["gray", "rgb"]
     sigma: list[Any] | None = None  # looked at one by one: a wrong one does not stop the others
     scale: list[Any] | None = None
+    quality: list[Any] | None = None
     noise: Literal["gaussian", "gaussian_clipped_8bit"] = "gaussian"
     noise_seed: Literal["zero", "number"] = "zero"
     datasets_root: str = "datasets"
     weights_root: str = "weights"
     testsets: Annotated[dict[Name, str | PairedFolders], Field(min_length=1)]
     methods: Annotated[dict[Name, ComparedMethod], Field(min_length=1)]
+    published: list[str] = []  # of published.json: methods whose values stand in a table of their own
     costs: Costs = Costs()
     device: str = "auto"
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"

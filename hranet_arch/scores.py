@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from hranet_arch.errors import InputError
 from hranet_arch.record import Cost, Record, Result
+from hranet_arch.schema import suggest
 
 MISSING, DIFFERENT, NOTED, PARTIAL = "—", "≠", "‡", "†"
 TOLERANCE = 3  # hundredths of a dB between the measured and the published PSNR, both rounded; more is marked
@@ -37,7 +39,7 @@ def name_set(testset: str) -> str:
 
 
 def name_level(record: Record, level: float) -> str:
-    return f"σ {level:g}" if record.protocol.task == "denoise" else f"×{level:g}"
+    return {"denoise": f"σ {level:g}", "sr": f"×{level:g}", "jpeg": f"quality {level:g}"}[record.protocol.task]
 
 
 def name_group(record: Record, group: Group) -> str:
@@ -76,6 +78,7 @@ class Published:
 
     psnr: float
     ssim: float | None
+    psnrb: float | None
     source: str
     note: str | None
     is_reproducible: bool = True
@@ -86,6 +89,20 @@ def read_published() -> dict:
     return json.loads(Path(__file__).with_name("published.json").read_text("utf-8"))
 
 
+def name_section(task: str, color: str) -> str:
+    """Where ``published.json`` has a task: ``sr``, ``denoise/gray``, ``jpeg/gray``, ..."""
+    return "sr" if task == "sr" else f"{task}/{'color' if color == 'rgb' else 'gray'}"
+
+
+def check_published(names: Sequence[str], task: str, color: str) -> None:
+    """Raises InputError where nothing is published of a method."""
+    known = read_published().get(name_section(task, color), {})
+    faults = [f"published: nothing of '{name}' for this task.{suggest(name, known)}" for name in names
+              if name not in known]  # fmt: skip
+    if faults:
+        raise InputError("\n".join(faults))
+
+
 def find_published(record: Record, result: Result) -> Published | None:
     """The published value that may stand beside a result.
 
@@ -93,29 +110,37 @@ def find_published(record: Record, result: Result) -> Published | None:
         None where nothing is published, and where the numbers cannot be compared: another protocol than the field's,
         a test set whose pictures differ or are unknown, or a result that lacks some of them.
     """
-    testset, name = record.testsets[result.testset], name_set(result.testset)
-    if testset.status not in ("exact", "by name") or is_partial(record, result) or not follows_field(record):
+    if is_partial(record, result):
         return None
-    protocol, published = record.protocol, read_published()
-    task = "sr" if protocol.task == "sr" else f"denoise/{'color' if protocol.color == 'rgb' else 'gray'}"
-    entry = published[task].get(record.methods[result.method].published, {})
-    value = entry.get("values", {}).get(name, {}).get(f"{result.level:g}")
+    return _look_up(record, record.methods[result.method].published, (result.testset, result.level))
+
+
+def _look_up(record: Record, method: str | None, group: Group) -> Published | None:
+    """The value that is published of a method for a set at a level, if the record's own numbers may be compared."""
+    testset, name = record.testsets[group[0]], name_set(group[0])
+    if testset.status not in ("exact", "by name") or not follows_field(record):
+        return None
+    published = read_published()
+    entry = published.get(name_section(record.protocol.task, record.protocol.color), {}).get(method, {})
+    value = entry.get("values", {}).get(name, {}).get(f"{group[1]:g}")
     if value is None:
         return None
-    psnr, ssim = value if isinstance(value, list) else (value, None)
+    psnr, ssim, psnrb, *_ = [*value, None, None] if isinstance(value, list) else (value, None, None)
     sources = [published["sources"][key] for key in entry["source"]]
     set_note = entry.get("notes", {}).get(name)
     training = f"trained on {entry['training']}" if "training" in entry else None
     notes = [note for note in (entry.get("note"), training, set_note) if note]
     source = "; ".join(f"{source['repository']}: {source['where']}" for source in sources)
-    return Published(psnr, ssim, source, "; ".join(notes) or None, set_note is None)
+    return Published(psnr, ssim, psnrb, source, "; ".join(notes) or None, set_note is None)
 
 
 def follows_field(record: Record) -> bool:
-    """Whether noise, channel and border are those of the published tables."""
+    """Whether noise, channel and border are those of the published tables. (Of JPEG, the encoder is only near.)"""
     protocol = record.protocol
     if protocol.task == "sr":
         return (protocol.channel, protocol.crop_border, protocol.noise) == ("y", "scale", None)
+    if protocol.task == "jpeg":
+        return (protocol.channel, protocol.crop_border) == ("rgb" if protocol.color == "rgb" else "y", "0")
     return (protocol.channel, protocol.crop_border, protocol.noise.name) == (protocol.color, "0", "gaussian")
 
 
@@ -138,6 +163,7 @@ class Score:
     is_partial: bool
     psnr_rank: int
     ssim_rank: int
+    psnrb_rank: int
 
     @property
     def mark(self) -> str:
@@ -155,10 +181,11 @@ def score_results(record: Record) -> dict[tuple[str, Group], Score]:
         whole = {m: result for m, result in results.items() if not is_partial(record, result)}
         psnr_ranks = _rank({m: format_psnr(result.psnr) for m, result in whole.items()})
         ssim_ranks = _rank({m: format_ssim(result.ssim) for m, result in whole.items()})
+        psnrb_ranks = _rank({m: format_psnr(result.psnrb) for m, result in whole.items()})
         for m, result in results.items():
             published = find_published(record, result)
             difference = subtract_rounded(result.psnr, published.psnr) / 100 if published else None
-            ranks = psnr_ranks.get(m, 0), ssim_ranks.get(m, 0)
+            ranks = [ranks.get(m, 0) for ranks in (psnr_ranks, ssim_ranks, psnrb_ranks)]
             scores[m, group] = Score(result, published, difference, m not in whole, *ranks)
     return scores
 
@@ -168,6 +195,19 @@ def _rank(texts: dict[str, str]) -> dict[str, int]:
     values = {method: float(text) for method, text in texts.items() if text != MISSING}
     highest = sorted(set(values.values()), reverse=True)[:2]
     return {m: highest.index(value) + 1 for m, value in values.items() if value in highest} if len(values) > 1 else {}
+
+
+def list_published(record: Record) -> dict[str, dict[Group, Published]]:
+    """What is published of the methods that the record names beside its own, by method and group."""
+    rows = {name: {group: value for group in list_groups(record) if (value := _look_up(record, name, group))}
+            for name in record.published}  # fmt: skip
+    return {name: values for name, values in rows.items() if values}
+
+
+def find_training(record: Record, name: str) -> str | None:
+    """What a published method was trained on, as far as its table says."""
+    section = read_published().get(name_section(record.protocol.task, record.protocol.color), {})
+    return section.get(name, {}).get("training")
 
 
 def find_cost(record: Record, method: str, level: float | None) -> Cost | None:

@@ -7,6 +7,7 @@ import io
 import re
 
 from hranet_arch.record import Record
+from hranet_arch.schema import LEVEL_KEYS
 from hranet_arch.scores import (
     COST_NOTE,
     DIFFERENT,
@@ -15,13 +16,16 @@ from hranet_arch.scores import (
     PARTIAL,
     TOLERANCE,
     Group,
+    Published,
     Score,
     find_cost,
+    find_training,
     follows_field,
     format_psnr,
     format_ssim,
     list_cost_tables,
     list_groups,
+    list_published,
     name_group,
     name_level,
     name_set,
@@ -35,14 +39,14 @@ def summarize(record: Record) -> str:
     """One line: what was compared, on what, where."""
     protocol = record.protocol
     color = "Grey" if protocol.color == "gray" else "Colour"
-    task = "denoising" if protocol.task == "denoise" else "super-resolution"
+    task = {"denoise": "denoising", "sr": "super-resolution", "jpeg": "JPEG artifact removal"}[protocol.task]
     sets = {}
     for name in record.testsets:
         sets.setdefault(name_set(name), f"{name_set(name)} ({_count(record.testsets[name].pictures, 'picture')})")
     levels = ", ".join(f"{level:g}" for level in protocol.levels)
     compared = _count(sum(method.kind != "input" for method in record.methods.values()), "method")
     where = f"{compared} on {' and '.join(sets.values())}, measured on {record.machine.device_name}"
-    return f"{color} {task}, {'σ' if protocol.task == 'denoise' else 'scale'} {levels}: {where}."
+    return f"{color} {task}, {'σ' if protocol.task == 'denoise' else LEVEL_KEYS[protocol.task]} {levels}: {where}."
 
 
 def explain_marks(record: Record) -> list[str]:
@@ -101,6 +105,8 @@ def _describe_protocol(record: Record) -> list[str]:
     if protocol.noise:
         noise = protocol.noise
         lines.insert(0, f"noise: {noise.name}, seed: {noise.seed}, {noise.generator}; {noise.description}")
+    if protocol.compression:
+        lines.insert(0, f"JPEG files: {protocol.compression}; MATLAB's, which published tables were made of, differ")
     tiles = f"in tiles of {protocol.tile} where larger" if protocol.tile else "whole, never in tiles"
     lines.append(f"networks run in {protocol.precision}, pictures {tiles}")
     if not follows_field(record):
@@ -137,6 +143,11 @@ def _describe_published(record: Record) -> list[str]:
             sources[f"{method}: as {name} in {score.published.source}"] = None
             if score.published.note:
                 notes.setdefault((method, score.published.note), {})[name_set(testset)] = None
+    for method, values in list_published(record).items():
+        for (testset, _), value in values.items():
+            sources[f"{method}: {value.source}"] = None
+            if value.note:
+                notes.setdefault((method, value.note), {})[name_set(testset)] = None
     return [*sources, *(f"{method} on {', '.join(sets)}: {note}" for (method, note), sets in notes.items())]
 
 
@@ -163,11 +174,19 @@ def format_markdown(record: Record) -> str:
 def format_results(record: Record) -> str:
     """The tables and their legend alone: what a person at a terminal waits for."""
     scores, groups = score_results(record), list_groups(record)
-    rows = [["PSNR, dB / SSIM", *(escape_markdown(name_group(record, group)) for group in groups)]]
-    for method in record.methods:
-        rows.append([escape_markdown(method), *(_format_markdown_cell(scores.get((method, g))) for g in groups)])
-    blocks = [f"# {escape_markdown(record.name)}", escape_markdown(summarize(record)), _join_rows(rows)]
+    heads = ["trained on", *(escape_markdown(name_group(record, group)) for group in groups)]
+    rows = [[name_columns(record), *heads]]
+    for method, described in record.methods.items():
+        cells = [_format_markdown_cell(scores.get((method, group))) for group in groups]
+        rows.append([escape_markdown(method), escape_markdown(described.training or ""), *cells])
+    blocks = [f"# {escape_markdown(record.name)}", escape_markdown(summarize(record)), _join_rows(rows, texts=2)]
     blocks.append("  \n".join(map(escape_markdown, explain_marks(record))))
+    rows = [["Published, not measured here", *heads]]
+    for method, values in list_published(record).items():
+        training = find_training(record, method) or ""
+        rows.append([escape_markdown(text) for text in (method, training, *(format_published(values.get(group))
+                                                                           for group in groups))])  # fmt: skip
+    blocks += [_join_rows(rows, texts=2)] if len(rows) > 1 else []
     for table in list_cost_tables(record):
         rows = [[table.title, *table.columns]]
         rows += [[method, *(text for text, _ in cells)] for method, cells in table.rows.items()]
@@ -176,17 +195,34 @@ def format_results(record: Record) -> str:
     return "\n\n".join(block for block in blocks if block) + "\n"
 
 
+def name_columns(record: Record) -> str:
+    """What a cell holds."""
+    return "PSNR, dB / SSIM" + " / PSNR-B, dB" * ("psnrb" in record.protocol.metrics)
+
+
+def format_published(value: Published | None) -> str:
+    """A cell of what is published, as far as it is."""
+    if value is None:
+        return MISSING
+    texts = [format_psnr(value.psnr), format_ssim(value.ssim)]
+    return " / ".join(texts + ([format_psnr(value.psnrb)] if value.psnrb is not None else []))
+
+
 def _format_markdown_cell(score: Score | None) -> str:
     if score is None:
         return MISSING
-    bold = ["**" * (rank == 1) for rank in (score.psnr_rank, score.ssim_rank)]
+    bold = ["**" * (rank == 1) for rank in (score.psnr_rank, score.ssim_rank, score.psnrb_rank)]
     psnr, ssim = format_psnr(score.result.psnr), format_ssim(score.result.ssim)
     published = f" ({f'{format_psnr(score.published.psnr)} {score.mark}'.strip()})" if score.published else ""
-    return f"{bold[0]}{psnr}{bold[0]}{PARTIAL * score.is_partial}{published} / {bold[1]}{ssim}{bold[1]}"
+    text = f"{bold[0]}{psnr}{bold[0]}{PARTIAL * score.is_partial}{published} / {bold[1]}{ssim}{bold[1]}"
+    if "psnrb" not in score.result.model_fields_set:
+        return text
+    return f"{text} / {bold[2]}{format_psnr(score.result.psnrb)}{bold[2]}"
 
 
-def _join_rows(rows: list[list[str]]) -> str:
-    rule = ["---", *["---:"] * (len(rows[0]) - 1)]
+def _join_rows(rows: list[list[str]], texts: int = 1) -> str:
+    """A table, whose first columns are ``texts`` and whose others are numbers."""
+    rule = [*["---"] * texts, *["---:"] * (len(rows[0]) - texts)]
     return "\n".join(f"| {' | '.join(row)} |" for row in [rows[0], rule, *rows[1:]])
 
 
@@ -209,13 +245,15 @@ def format_csv(record: Record) -> str:
 def _list_csv_row(record: Record, method: str, group: Group, score: Score | None) -> dict[str, object]:
     testset, level = group
     result, published = (score.result, score.published) if score else (None, None)
-    row = {"method": method, "kind": record.methods[method].kind, "type": record.methods[method].type}
-    row |= {"testset": testset, "sigma" if record.protocol.task == "denoise" else "scale": f"{level:g}"}
+    described = record.methods[method]
+    row = {"method": method, "kind": described.kind, "type": described.type, "training": described.training}
+    row |= {"testset": testset, LEVEL_KEYS[record.protocol.task]: f"{level:g}"}
     row |= {"pictures": len(result.pictures) if result else 0, "set_pictures": record.testsets[testset].pictures}
-    for name in ("psnr", "psnr_float", "ssim"):
+    for name in record.protocol.metrics:
         value = getattr(result, name, None)
         row[name] = None if value is None else f"{value:.4f}"
-    row |= {f"published_{name}": getattr(published, name, None) for name in ("psnr", "ssim")}
+    compared = [name for name in record.protocol.metrics if name != "psnr_float"]
+    row |= {f"published_{name}": getattr(published, name, None) for name in compared}
     row["difference"] = f"{score.difference:.2f}" if published else None
     row |= {f"published_{name}": getattr(published, name, None) for name in ("source", "note")}
     cost = find_cost(record, method, level)
@@ -254,7 +292,10 @@ def format_latex(record: Record) -> str:
     comments = [f"% {line}" for heading, lines in describe_record(record)
                 for line in (heading, *(f"  {' '.join(text.split())}" for text in lines))]  # fmt: skip
     lines = [*comments, r"\begin{table}", r"\centering\footnotesize\setlength{\tabcolsep}{3pt}"]
-    lines += [rf"\caption{{{escape_latex(f'{summarize(record)} PSNR in dB / SSIM.')}}}", *_list_latex_scores(record)]
+    lines += [
+        rf"\caption{{{escape_latex(f'{summarize(record)} {name_columns(record)}.')}}}",
+        *_list_latex_scores(record),
+    ]
     for table in list_cost_tables(record):
         heads = [column.partition(" at ") for column in table.columns]  # the size goes into a second line
         lines += ["", r"\medskip\scriptsize", rf"\begin{{tabular}}{{l*{{{len(heads)}}}{{r}}}}", r"\toprule"]
@@ -262,7 +303,10 @@ def format_latex(record: Record) -> str:
         lines += [_join_latex(["", *(size for _, _, size in heads)]), r"\midrule"]
         lines += [_join_latex([method, *(text for text, _ in cells)]) for method, cells in table.rows.items()]
         lines += [r"\bottomrule", r"\end{tabular}"]
-    notes = ["Underlined: the second best.", *explain_marks(record), COST_NOTE]
+    training = {name: method.training for name, method in record.methods.items() if method.training}
+    training |= {name: text for name in list_published(record) if (text := find_training(record, name))}
+    trained = [f"Trained on: {'; '.join(f'{name}: {text}' for name, text in training.items())}."] if training else []
+    notes = ["Underlined: the second best.", *explain_marks(record), *trained, COST_NOTE]
     notes = rf"\parbox{{\linewidth}}{{\scriptsize {escape_latex(' '.join(notes))}}}"
     return "\n".join([*lines, "", r"\smallskip", notes, r"\end{table}", ""])
 
@@ -280,6 +324,9 @@ def _list_latex_scores(record: Record) -> list[str]:
         for method in record.methods:
             cells = [_format_latex_cell(scores.get((method, group.get(level)))) for level in levels]
             lines.append(" & ".join([escape_latex(method), *cells]) + r" \\")
+        for method, values in list_published(record).items():
+            cells = [format_published(values.get(group.get(level))) for level in levels]
+            lines.append(_join_latex([f"{method} (published)", *cells]))
     return [*lines, r"\bottomrule", r"\end{tabular}"]
 
 
@@ -289,6 +336,8 @@ def _format_latex_cell(score: Score | None) -> str:
     emphasis = {0: "{}", 1: r"\textbf{{{}}}", 2: r"\underline{{{}}}"}
     psnr = emphasis[score.psnr_rank].format(escape_latex(format_psnr(score.result.psnr)))
     ssim = emphasis[score.ssim_rank].format(escape_latex(format_ssim(score.result.ssim)))
+    if "psnrb" in score.result.model_fields_set:
+        ssim += " / " + emphasis[score.psnrb_rank].format(escape_latex(format_psnr(score.result.psnrb)))
     mark = rf"\,{escape_latex(score.mark)}" if score.mark else ""
     published = f" ({format_psnr(score.published.psnr)}{mark})" if score.published else ""
     return f"{psnr}{escape_latex(PARTIAL) * score.is_partial}{published} / {ssim}"

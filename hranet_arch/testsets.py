@@ -67,8 +67,8 @@ def map_in_threads(function: Callable, items: Sequence, title: str | None = None
 
 @dataclass(frozen=True)
 class KnownSet:
-    """An entry of the catalogue. ``pictures`` are hashes by published stem; where it is empty, ``pattern`` is
-    what stems look like, with the picture's number in its group, and ``longest_side`` the least and the most of it."""
+    """An entry of the catalogue. ``pictures`` are hashes by published stem; where it is empty, ``stems`` are names, or
+    ``pattern`` is what they look like, with the picture's number in its group; ``longest_side``: its least and most."""
 
     name: str  # where it lies under ``datasets``
     count: int
@@ -77,6 +77,7 @@ class KnownSet:
     pictures: Mapping[str, str]
     sizes: Sequence[Sequence[int]] = ()  # (width, height), either way round
     pattern: str = ""
+    stems: Sequence[str] = ()
     longest_side: Sequence[int] = (0, 1 << 30)
     sha256: str = ""
 
@@ -124,7 +125,9 @@ def find_testsets(folder: str | Path, catalogue: Sequence[KnownSet] | None = Non
     hashes = dict(zip(candidates, map_in_threads(_try_to_hash, candidates, "looking for test sets")))
     known_pixels = {value for known in exact for value in known.pictures.values()}
     unknown = {path: size for path, size in sizes.items() if hashes.get(path) not in known_pixels}
-    found = [_find_by_pixels(known, hashes) or _find_by_names(known, unknown) for known in catalogue]
+    # Sets that are known by their stems share classic pictures (lena, ...) with sets that are known by their pixels.
+    found = [_find_by_pixels(known, hashes) or _find_by_names(known, sizes if known.stems else unknown)
+             for known in catalogue]  # fmt: skip
     found = [one for one in found if one]
     taken = {path for one in found if one.status != "differs" for path in one.files.values()}
     return [one for one in found if one.status != "differs" or not taken & set(one.files.values())]
@@ -202,9 +205,11 @@ def _find_by_names(known: KnownSet, sizes: Mapping[Path, tuple[int, int]]) -> Fo
         match = re.fullmatch(known.pattern, path.stem) if known.pattern else None
         if match and known.has_size(size):
             folders[path.parent].setdefault(int(match[1]), path)
+        elif path.stem in known.stems and known.has_size(size):
+            folders[path.parent][path.stem] = path
         elif path.stem in known.pictures and path.parent.as_posix().lower().endswith(f"/{known.name}".lower()):
             folders[path.parent][path.stem] = path
-    names = list(known.pictures) or list(range(1, known.count + 1))
+    names = list(known.pictures) or list(known.stems) or list(range(1, known.count + 1))
     whole = [files for files in folders.values() if files.keys() <= set(names)]  # numbers beyond: something larger
     files = max(whole, key=len, default={})
     if 2 * len(files) < known.count:

@@ -1,6 +1,7 @@
 """``basicsr compare``: scores against independent arithmetic, nothing measured twice, what fails and goes on."""
 
 import json
+import math
 import os
 import re
 import subprocess
@@ -14,7 +15,7 @@ import torch
 import yaml
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from hranet_arch import HRANet, cli, compare, journal, methods, noise, plan, record
+from hranet_arch import HRANet, cli, compare, journal, methods, noise, plan, record, resize
 from hranet_arch.baselines import DnCNN, FFDNet
 from tests.conftest import REPOSITORY, make_pictures
 
@@ -123,37 +124,6 @@ def test_noise_may_be_seeded_by_the_pictures_number(options):
     noise_field = np.random.RandomState(1).normal(0, 25 / 255, clean.shape)
     assert after[1].psnr_float == pytest.approx(-10 * np.log10(np.mean(noise_field**2)), abs=1e-4)
     assert read().protocol.noise.seed == "the picture's number in its set, from 0"
-
-
-@pytest.mark.parametrize("border", [0, 3])
-@pytest.mark.parametrize("shape", [(31, 47), (31, 47, 3)])
-def test_psnr_and_ssim_agree_with_scikit_image_to_1e_6(shape, border):
-    """Of 8-bit pictures: grey, RGB, and with ``border`` the luma of RGB, as super-resolution is measured."""
-    rng = np.random.default_rng(0)
-    clean = cv2.GaussianBlur(rng.integers(0, 256, shape, dtype=np.uint8), (5, 5), 0)
-    output = (clean / 255 + rng.normal(0, 0.05, shape)).astype(np.float32)
-    is_luma = border > 0 and len(shape) == 3
-    opt = {"task": "sr" if is_luma else "denoise"}
-    scores = compare._score(plan.Plan(opt, None, None, "", {}), output, clean, border if is_luma else 25)
-    pair = [clean.astype(np.float64), (output.clip(0, 1) * 255).round()]
-    if is_luma:
-        inner = np.s_[border:-border, border:-border]
-        pair = [(one @ [65.481, 128.553, 24.966] / 255 + 16)[inner] for one in pair]
-    axis = -1 if pair[0].ndim == 3 else None
-    ssim = structural_similarity(
-        *pair, data_range=255, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, channel_axis=axis
-    )
-    tolerance = 2e-5 if is_luma else 1e-6  # BasicSR computes the luma in float32
-    assert scores["psnr"] == pytest.approx(peak_signal_noise_ratio(*pair, data_range=255), abs=tolerance)
-    assert scores["ssim"] == pytest.approx(ssim, abs=1e-6)
-
-
-def test_undefined_scores_are_left_out():
-    opt = {"task": "denoise"}
-    flat = np.full((8, 30), 128, np.uint8)
-    scores = compare._score(plan.Plan(opt, None, None, "", {}), flat / np.float32(255), flat, 25)
-    assert scores == {"psnr": None, "psnr_float": None, "ssim": None}
-    assert record.average([None, 1.0, 3.0]) == 2 and record.average([None]) is None
 
 
 def test_clipped_noise_is_what_an_8_bit_file_holds():
@@ -389,7 +359,7 @@ def test_two_comparisons_do_not_write_into_one_folder(options, capsys):
 
 
 def test_super_resolution_takes_a_grey_picture_among_colour_ones(options):
-    """Set14 has one. Its luma is measured, as of any other; pairs whose sizes do not fit are named."""
+    """Set14 has one. It is measured as it is, not in studio range; pairs whose sizes do not fit are named."""
     for name, shape in (("0", (24, 32, 3)), ("1", (24, 32)), ("2", (24, 30, 3))):
         picture = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
         for kind, size in (("gt", (32, 24)), ("lq", (16, 12))):
@@ -399,17 +369,113 @@ def test_super_resolution_takes_a_grey_picture_among_colour_ones(options):
     entry = {"weights": "luma.pth", "enlarge_first": True, "channel": "y"}
     folders = {"S": {"gt": "S/x{scale}/gt", "lq": "S/x{scale}/lq"}}
     given = {"name": "tiny", "task": "sr", "color": "rgb", "scale": [2], "device": "cpu", "costs": {"sizes": []}}
+    given |= {"published": ["VDSR"]}
     assert run({**given, "testsets": folders, "methods": {"Net": entry}}) == 1
     result = read()
     assert [one.name for one in result.find("Bicubic", "S", 2).pictures] == ["0", "1"]
     assert result.testsets["S"].pictures == 3 and "scale 2" in result.failures[0].reason
     assert result.protocol.channel == "y" and result.protocol.crop_border == "scale"
+    assert "rounded to 8 bits" in result.protocol.metrics["psnr"] and result.published == ["VDSR"]
+    small = torch.from_numpy(cv2.imread("datasets/S/x2/lq/1.png", cv2.IMREAD_UNCHANGED) / 255)
+    large = (resize.resize_bicubic(small, 2).numpy().clip(0, 1) * 255).round()[2:-2, 2:-2]
+    clean = cv2.imread("datasets/S/x2/gt/1.png", cv2.IMREAD_UNCHANGED)[2:-2, 2:-2].astype(float)
+    expected = peak_signal_noise_ratio(clean, large, data_range=255)
+    assert result.find("Bicubic", "S", 2).pictures[1].psnr == pytest.approx(expected, abs=1e-6)
+
+
+# --- JPEG -------------------------------------------------------------------------------------------------------------
+
+
+def measure_by_hand(clean, output):
+    """PSNR, SSIM and PSNR-B of grey pictures: scikit-image's, and Yim and Bovik's formulae in loops."""
+    clean, output = clean.astype(float), output.astype(float)
+    edges, others = [], []
+    for picture in (output, output.T):  # steps down the rows, then along them
+        for i in range(picture.shape[0] - 1):
+            (edges if (i + 1) % 8 == 0 else others).extend((picture[i] - picture[i + 1]) ** 2)
+    excess = np.mean(edges) - np.mean(others)
+    weight = math.log2(8) / math.log2(min(output.shape)) if excess > 0 else 0
+    psnrb = 10 * math.log10(255**2 / (np.mean((clean - output) ** 2) + weight * excess))
+    ssim = structural_similarity(
+        clean, output, data_range=255, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
+    )
+    return peak_signal_noise_ratio(clean, output, data_range=255), ssim, psnrb
+
+
+def test_jpeg_is_measured_on_the_luma_of_colour_and_on_grey_as_it_is(options):
+    """Colour in set C, grey in A; the input is what OpenCV makes of the luma, the network's output is its own."""
+    make_pictures(Path("datasets/C"), 2, (41, 52), seed=3)
+    for quality in (10, 40):
+        save(Path(f"weights/q{quality}.pth"), DnCNN(num_feat=4, num_conv=3, bn=False), quality)
+    given = {"name": "tiny", "task": "jpeg", "color": "gray", "quality": [10, 40], "device": "cpu"}
+    given |= {"testsets": {"A": "A", "C": "C"}, "methods": {"Net": {"weights": "q{quality}.pth"}}}
+    assert run({**given, "costs": {"sizes": []}}) == 0
+    result = read()
+    assert list(result.methods) == ["JPEG", "Net"] and "OpenCV" in result.protocol.compression
+    assert (result.protocol.channel, result.protocol.crop_border, result.protocol.noise) == ("y", "0", None)
+    for testset, quality in (("A", 10), ("C", 10), ("C", 40)):
+        network = DnCNN(num_feat=4, num_conv=3, bn=False)
+        network.load_state_dict(torch.load(f"weights/q{quality}.pth", weights_only=True)["params"])
+        for number, score in enumerate(result.find("Net", testset, quality).pictures):
+            clean = cv2.imread(f"datasets/{testset}/{score.name}.png", cv2.IMREAD_UNCHANGED)
+            if clean.ndim == 3:
+                clean = np.round(clean @ [24.966, 128.553, 65.481] / 255 + 16).astype(np.uint8)
+            file = cv2.imencode(".jpg", clean, [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
+            lossy = cv2.imdecode(file, cv2.IMREAD_GRAYSCALE)
+            with torch.inference_mode():
+                output = network.eval()(torch.from_numpy(np.float32(lossy) / 255)[None, None])[0, 0].numpy()
+            before = result.find("JPEG", testset, quality).pictures[number]
+            assert (before.psnr, before.ssim, before.psnrb) == pytest.approx(measure_by_hand(clean, lossy), abs=1e-6)
+            expected = measure_by_hand(clean, (output.clip(0, 1) * 255).round())
+            assert (score.psnr, score.ssim, score.psnrb) == pytest.approx(expected, abs=1e-6)
+            exact = peak_signal_noise_ratio(clean / 255, output.astype(np.float64), data_range=1)
+            assert score.psnr_float == pytest.approx(exact, abs=1e-4)
+
+
+@pytest.mark.whole
+def test_jpeg_in_colour_is_reported_with_psnr_b(options):
+    make_pictures(Path("datasets/C"), 2, (41, 52), seed=3)
+    save(Path("weights/color.pth"), DnCNN(num_in_ch=3, num_out_ch=3, num_feat=4, num_conv=3, bn=False))
+    given = {"name": "tiny", "task": "jpeg", "color": "rgb", "quality": [10], "device": "cpu", "testsets": {"C": "C"}}
+    assert run({**given, "methods": {"Net": {"weights": "color.pth"}}, "costs": options["costs"]}) == 0
+    score = read().find("JPEG", "C", 10)
+    assert score.psnrb < score.psnr and read().protocol.channel == "rgb"
+    texts = {name: (Path("results/tiny") / name).read_text() for name in ("table.md", "table.csv", "table.tex")}
+    assert "| PSNR, dB / SSIM / PSNR-B, dB | trained on | C quality 10 |" in texts["table.md"]
+    assert f"{score.psnrb:.2f}" in texts["table.md"] and f"{score.psnrb:.2f}" in texts["table.tex"]
+    assert f",{score.psnrb:.4f}," in texts["table.csv"] and ",psnrb," in texts["table.csv"].splitlines()[0]
+    assert '"PSNR-B":{"text":' in (Path("results/tiny/report.html")).read_text("utf-8")
+
+
+WRONG_JPEG = {
+    "quality: is missing; task jpeg needs a list, such as [10, 20, 30, 40]": {"quality": None},
+    "quality 0: quality must be a whole number from 1 to 100": {"quality": [0]},
+    "quality 10.5: quality must be a whole number": {"quality": [10.5]},
+    "sigma: does not go with task jpeg; it has quality": {"sigma": [15]},
+    "testsets.A: task jpeg takes a folder": {"testsets": {"A": {"gt": "a", "lq": "b"}}},
+    "published: nothing of 'ARCNN' for this task. Did you mean 'AR-CNN'?": {"published": ["ARCNN"]},
+    "color: task sr takes rgb": {
+        "task": "sr",
+        "scale": [2],
+        "quality": None,
+        "testsets": {"A": {"gt": "a", "lq": "b"}},
+    },
+}
+
+
+@pytest.mark.parametrize("message", WRONG_JPEG)
+def test_wrong_options_for_jpeg_are_named(options, capsys, message):
+    given = {"name": "tiny", "task": "jpeg", "color": "gray", "quality": [10], "device": "cpu"}
+    given |= {"testsets": {"A": "A"}, "methods": {"Net": {"weights": "hranet.pth"}}}
+    assert run({**given, **WRONG_JPEG[message]}) == 2
+    errors = capsys.readouterr().err
+    assert message in errors and "Traceback" not in errors
 
 
 # --- the shipped files ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["compare_gray", "compare_color", "compare_sr"])
+@pytest.mark.parametrize("name", ["compare_gray", "compare_color", "compare_sr", "compare_jpeg"])
 def test_shipped_files_are_understood(name):
     from hranet_arch import options as option_files
     from hranet_arch import registration

@@ -101,6 +101,12 @@ def test_bicubic_downsampling_is_matlabs_and_can_enlarge_again(picture):
     np.testing.assert_allclose(again, bottom.permute(1, 2, 0), atol=1e-6)
 
 
+def test_a_grey_view_that_is_turned_round_is_taken(picture):
+    """Its one channel reversed, a grey picture counts as contiguous for NumPy; torch refuses the negative stride."""
+    gray, step = picture[..., :1], BicubicDownsampling(scale=[2], enlarge=True)
+    np.testing.assert_array_equal(step(gray.copy()[..., ::-1], random()), step(gray, random()))
+
+
 def test_quantization_is_an_8_bit_file():
     found = Quantization()(np.array([[[-0.2], [0.5], [0.7004], [1.3]]], np.float32), random())
     np.testing.assert_allclose(found.ravel() * 255, [0, 128, 179, 255], atol=1e-5)

@@ -3,12 +3,16 @@
 import importlib.util
 import math
 
+import cv2
 import numpy as np
 import pytest
 import torch
 
-from hranet_arch import methods, noise, registration
+from hranet_arch import fidelity, methods, noise, registration
 from hranet_arch.errors import InputError
+from tests.conftest import REPOSITORY
+
+SET5 = REPOSITORY.parent / "shared" / "datasets" / "Set5"
 
 needs_spandrel = pytest.mark.skipif(
     importlib.util.find_spec("spandrel") is None, reason="needs spandrel: the extra [compare]"
@@ -139,6 +143,24 @@ def test_bicubic_keeps_a_slope_and_enlarges(tmp_path):
     np.testing.assert_allclose(large[6:-6, 6:-6], expected[6:-6, 6:-6], atol=1e-6)
 
 
+PUBLISHED_BICUBIC = {2: (33.66, 0.9299), 3: (30.39, 0.8682), 4: (28.42, 0.8104)}
+
+
+@pytest.mark.skipif(not SET5.is_dir(), reason="needs Set5 in ../shared/datasets")
+@pytest.mark.parametrize("scale", PUBLISHED_BICUBIC)
+def test_bicubic_on_set5_is_what_is_published(tmp_path, scale):
+    method = methods.make_method({"method": "input"}, make_task("sr", "rgb", float(scale)), tmp_path)
+    scores = []
+    for path in sorted((SET5 / f"x{scale}/gt").iterdir()):
+        clean, small = (cv2.imread(str(one))[..., ::-1] for one in (path, SET5 / f"x{scale}/lq" / path.name))
+        score = fidelity.score_picture(method(small / np.float32(255)), clean, "sr", scale)
+        scores.append((score["psnr"], score["ssim"]))
+    psnr, ssim = np.mean(scores, axis=0)
+    assert len(scores) == 5
+    assert (psnr, ssim) == (pytest.approx(PUBLISHED_BICUBIC[scale][0], abs=0.02),
+                            pytest.approx(PUBLISHED_BICUBIC[scale][1], abs=0.0005))  # fmt: skip
+
+
 def test_a_network_on_the_luma_leaves_the_colours_to_bicubic(tmp_path):
     """A DnCNN that finds no noise: what comes out is the bicubic picture."""
     network = build("DnCNN", num_feat=4, num_conv=3, bn=False)
@@ -152,6 +174,29 @@ def test_a_network_on_the_luma_leaves_the_colours_to_bicubic(tmp_path):
     bicubic = methods.make_method({"method": "input"}, task, tmp_path)(picture)
     np.testing.assert_allclose(method(picture), bicubic, atol=1e-4)
     assert method.input_size(90, 120) == (1, 90, 120)
+
+
+def test_a_grey_picture_stays_grey_and_reaches_a_network_on_the_luma_as_it_is(tmp_path):
+    """A network that sees all colours gets it as three equal channels; grey in, the same grey out."""
+    network = build("DnCNN", num_feat=4, num_conv=3, bn=False)
+    torch.save({"params": network.state_dict()}, tmp_path / "luma.pth")
+    entry = {"weights": "luma.pth", "enlarge_first": True, "channel": "y"}
+    task, picture = make_task("sr", "rgb", 2.0), smooth((16, 20))
+    with torch.inference_mode():
+        expected = network(torch.from_numpy(methods.enlarge(picture, 2))[None, None])[0, 0].numpy()
+    np.testing.assert_allclose(methods.make_method(entry, task, tmp_path)(picture), expected, atol=1e-6)
+    color = build("DnCNN", num_in_ch=3, num_out_ch=3, num_feat=4, num_conv=3, bn=False)
+    for parameter in color.parameters():
+        torch.nn.init.zeros_(parameter)
+    torch.save({"params": color.state_dict()}, tmp_path / "color.pth")
+    unchanged = methods.make_method({"weights": "color.pth", "enlarge_first": True}, task, tmp_path)(picture)
+    np.testing.assert_allclose(unchanged, methods.enlarge(picture, 2), atol=1e-6)
+
+
+def test_a_network_that_must_be_told_the_noise_denoises_only(tmp_path):
+    torch.save({"params": build("FFDNet", num_feat=4, num_conv=3).state_dict()}, tmp_path / "x.pth")
+    with pytest.raises(InputError, match="FFDNet must be told a noise level; this comparison's task, jpeg, has none"):
+        methods.make_method({"weights": "x.pth"}, make_task("jpeg", "gray", 10.0), tmp_path)
 
 
 def test_a_network_that_enlarges_is_given_the_small_picture(tmp_path):

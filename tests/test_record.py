@@ -135,6 +135,25 @@ def test_wrong_values_are_refused(path, tmp_path):
         check(change(path, WRONG[path]), tmp_path)
 
 
+def test_psnr_b_and_the_encoder_belong_to_jpeg(tmp_path):
+    content = copy.deepcopy(RECORD)
+    content["protocol"] |= {"task": "jpeg", "noise": None, "compression": "libjpeg"}
+    content["protocol"]["metrics"]["psnrb"] = "less what blocks are left"
+    parts = [content["results"][0], *content["results"][0]["pictures"]]
+    for part in parts:
+        part["psnrb"] = 28.0
+    result = check(content, tmp_path)
+    record.write_record(result, tmp_path / "again.json")
+    assert json.loads((tmp_path / "again.json").read_text()) == content
+    del content["protocol"]["compression"]
+    with pytest.raises(InputError, match=r"protocol.compression is missing"):
+        check(content, tmp_path)
+    content["protocol"]["compression"] = "libjpeg"
+    del parts[1]["psnrb"]
+    with pytest.raises(InputError, match="psnrb"):
+        check(content, tmp_path)
+
+
 def test_a_missing_or_broken_file_is_an_input_error(tmp_path):
     with pytest.raises(InputError, match="cannot be read"):
         record.read_record(tmp_path / "none.json")

@@ -59,8 +59,8 @@ def make_cost(parameters, macs, milliseconds, level=None):
 
 def make_method(kind, costs=(), published=None):
     weights = {"all": {"file": "net_g.pth", "sha256": "ab" * 32}} if kind == "network" else {}
-    return {"kind": kind, "type": "Net", "arguments": {"num_feat": 64}, "weights": weights, "training": "BSD400",
-            "published": published, "costs": list(costs)}  # fmt: skip
+    return {"kind": kind, "type": "Net", "arguments": {"num_feat": 64}, "weights": weights, "costs": list(costs),
+            "training": "BSD400" if kind == "network" else None, "published": published}  # fmt: skip
 
 
 def make_result(method, testset, level, psnr, ssim):
@@ -154,14 +154,14 @@ def test_markdown_by_hand():
     odd = r"a\_b\|100% &amp; &lt;i&gt;\$x\$&lt;/script&gt;"
     table = [line for line in lines if line.startswith("|")][:6]
     assert table == [
-        "| PSNR, dB / SSIM | Set12 σ 15 | Set12 σ 25 | BSD68 σ 15 | BSD68 σ 25 |",
-        "| --- | ---: | ---: | ---: | ---: |",
-        "| noisy | 24.61 / **0.9000** | 20.18 / **0.9000** | 24.61 / **0.9000** | 20.18 / **0.9000** |",
+        "| PSNR, dB / SSIM | trained on | Set12 σ 15 | Set12 σ 25 | BSD68 σ 15 | BSD68 σ 25 |",
+        "| --- | --- | ---: | ---: | ---: | ---: |",
+        "| noisy |  | 24.61 / **0.9000** | 20.18 / **0.9000** | 24.61 / **0.9000** | 20.18 / **0.9000** |",
         # 32.89 against 32.86 is 0.03 apart, 30.40 against 30.44 is 0.04; equal prints are both the best
-        "| Net | **32.89** (32.86) / 0.8900 | 30.40 (30.44 ≠) / 0.8900 | **31.73** (31.73) / 0.8900 "
+        "| Net | BSD400 | **32.89** (32.86) / 0.8900 | 30.40 (30.44 ≠) / 0.8900 | **31.73** (31.73) / 0.8900 "
         "| **29.23** (29.23) / 0.8900 |",
-        f"| {odd} | **32.89** / 0.8800 | **30.90** / 0.8800 | 31.00 / 0.8800 | — |",
-        "| BM3D | 32.37 / 0.8700 | 29.97 / 0.8700 | 31.07 / 0.8700 | 28.57 / 0.8800 |",
+        f"| {odd} | BSD400 | **32.89** / 0.8800 | **30.90** / 0.8800 | 31.00 / 0.8800 | — |",
+        "| BM3D |  | 32.37 / 0.8700 | 29.97 / 0.8700 | 31.07 / 0.8700 | 28.57 / 0.8800 |",
     ]
     assert rf"| {odd} | 1.235 | 48.91 | 51.2 \[46.1, 56.3\] | 205 \[184, 225\] | 123.4 |" in lines
     assert r"| BM3D | — | — | 900 \[810, 990\] | 3600 \[3240, 3960\] | 123.4 |" in lines
@@ -221,7 +221,7 @@ def test_a_mean_over_part_of_a_set_has_no_rank_and_nothing_beside():
     data = make_data()
     data["testsets"]["Set12"]["pictures"] = 3
     text = tables.format_markdown(Record.model_validate(data))
-    assert "| Net | 32.89† / 0.8900 | 30.40† / 0.8900 | **31.73** (31.73) / 0.8900 |" in text
+    assert "| Net | BSD400 | 32.89† / 0.8900 | 30.40† / 0.8900 | **31.73** (31.73) / 0.8900 |" in text
     assert "†: the mean lacks pictures" in text
 
 
@@ -236,11 +236,55 @@ def test_a_note_on_the_set_takes_the_place_of_the_mark():
 
 def test_super_resolution_has_costs_at_each_scale():
     text = tables.format_markdown(Record.model_validate(make_sr_data()))
-    assert "| SRNet | 38.06 (38.02 ≠) / 0.9600 | 32.00 / 0.9000 |" in text  # a single method is not the best
-    assert "| PSNR, dB / SSIM | Set5 ×2 | Set5 ×4 |" in text
+    assert "| SRNet | BSD400 | 38.06 (38.02 ≠) / 0.9600 | 32.00 / 0.9000 |" in text  # a single method is not the best
+    assert "| PSNR, dB / SSIM | trained on | Set5 ×2 | Set5 ×4 |" in text
     assert "| Cost at ×2 | parameters, M" in text and "| Cost at ×4 | parameters, M" in text
     assert "- SRNet on Set5: trained on DIV2K" in text
     assert "\\emph{Set5}" in tables.format_latex(Record.model_validate(make_sr_data()))
+
+
+def test_published_rows_stand_beside_with_their_training_sets():
+    record = Record.model_validate({**make_sr_data(), "published": ["SRNet"]})
+    text = tables.format_markdown(record)
+    assert "| Published, not measured here | trained on | Set5 ×2 | Set5 ×4 |\n| --- | --- | ---: | ---: |" in text
+    assert "| SRNet | DIV2K | 38.02 / 0.9607 | — |" in text
+    assert r"SRNet (published) & 38.02 / 0.9607 & --- \\" in tables.format_latex(record)
+    assert "SRNet: DIV2K" in tables.format_latex(record)
+    row = {"name": "SRNet", "training": "DIV2K", "cells": [{"text": "38.02 / 0.9607", "value": 38.02}, None]}
+    assert report.describe_page(record)["published"] == [row]
+    data = make_sr_data()
+    data["testsets"]["Set5/x2"]["status"] = "differs"
+    assert "not measured" not in tables.format_markdown(Record.model_validate({**data, "published": ["SRNet"]}))[:900]
+
+
+def make_jpeg_data():
+    """JPEG: PSNR-B everywhere, the second method's on top."""
+    data = make_data({name: {("Set12", 15): PSNR[name][("Set12", 15)]} for name in ("noisy", "Net", ODD)})
+    data["protocol"] |= {"task": "jpeg", "noise": None, "channel": "y", "compression": "libjpeg"}
+    data["protocol"]["metrics"] |= {"psnrb": "less what blocks are left"}
+    for number, result in enumerate(data["results"]):
+        result["psnrb"] = 24 + number
+        for picture in result["pictures"]:
+            picture["psnrb"] = 24 + number
+    data["failures"] = []
+    return data
+
+
+def test_psnr_b_has_a_place_of_its_own(monkeypatch):
+    table = {"jpeg/gray": {"Net": {"source": ["Paper"], "values": {"Set12": {"15": [32.86, 0.89, 25.3]}}}}}
+    monkeypatch.setattr(scores, "read_published", lambda: {**PUBLISHED, **table})
+    record = Record.model_validate({**make_jpeg_data(), "published": ["Net"]})
+    text = tables.format_markdown(record)
+    assert "Grey JPEG artifact removal, quality 15, 25: 3 methods" in text
+    assert "| PSNR, dB / SSIM / PSNR-B, dB | trained on | Set12 quality 15 |" in text
+    assert "| Net | BSD400 | **32.89** (32.86) / 0.8900 / 25.00 |" in text
+    assert "/ **26.00** |" in text and "| Net |  | 32.86 / 0.8900 / 25.30 |" in text
+    assert "- JPEG files: libjpeg; MATLAB's" in text
+    assert r"\underline{0.8900} / \underline{25.00}" in tables.format_latex(record)
+    row = next(r for r in csv.DictReader(io.StringIO(tables.format_csv(record))) if r["method"] == "Net")
+    assert (row["quality"], row["psnrb"], row["published_psnrb"]) == ("15", "25.0000", "25.3")
+    cell = report.describe_page(record)["scores"][1][0]["PSNR-B"]
+    assert cell == {"text": "25.00", "value": 25, "best": False, "published": "25.30"}
 
 
 @pytest.mark.parametrize("seconds, text", [(0.000512, "0.512"), (0.00512, "5.12"), (0.0512, "51.2"), (0.512, "512")])
@@ -378,7 +422,7 @@ def test_scores_and_results_may_be_missing(tmp_path):
     record = Record.model_validate_json(json.dumps(data).replace("</script>", ""))
     write_pictures(record, tmp_path)
     report.write_report(record, tmp_path)
-    assert "| Net | —† / — |" in (tmp_path / "table.md").read_text("utf-8")
+    assert "| Net | BSD400 | —† / — |" in (tmp_path / "table.md").read_text("utf-8")
     report.write_report(Record.model_validate({**data, "results": []}), tmp_path)
 
 

@@ -84,12 +84,13 @@ def test_hash_of_a_set_is_of_its_pictures_not_of_names_or_order(tmp_path):
 def test_the_catalogue_is_whole():
     catalogue = {known.name: known for known in testsets.read_catalogue()}
     counts = {"Set12": 12, "BSD68": 68, "CBSD68": 68, "McMaster": 18, "Urban100": 100}
-    counts |= {"Kodak24": 24, "Kodak24-full": 24}
+    counts |= {"Kodak24": 24, "Kodak24-full": 24, "LIVE1": 29, "classic5": 5}
     counts |= {f"Set{n}/x{x}/{side}": n for n in (5, 14) for x in (2, 3, 4) for side in ("gt", "lq")}
     assert {name: known.count for name, known in catalogue.items()} == counts
     for known in catalogue.values():
         assert known.source.startswith("http") and known.licence
-        assert bool(known.pictures) != bool(known.pattern)
+        assert [bool(known.pictures), bool(known.pattern), bool(known.stems)].count(True) == 1
+        assert len(set(known.stems)) == len(known.stems) in (0, known.count)
         if known.pictures:
             assert len(known.pictures) == known.count
             lines = "".join(f"{value}\n" for value in sorted(known.pictures.values()))
@@ -107,6 +108,18 @@ def test_a_set_is_found_by_its_pixels_under_any_name(tmp_path, scenes, catalogue
     (found,) = testsets.find_testsets(tmp_path, catalogue)
     assert (found.name, found.status, found.missing) == ("Four", "exact", [])
     assert {stem: path.name for stem, path in found.files.items()} == {f"p{i}": f"other{i}.bmp" for i in range(4)}
+
+
+def test_a_set_is_found_by_its_stems_although_another_has_its_pixels(tmp_path, scenes, catalogue):
+    """classic5's Lena is Set12's too; a picture that is missing is named."""
+    for name, scene in (("lena", scenes["p0"]), ("boats", make_scene(8, (60, 80))), ("other", make_scene(9, (60, 80)))):
+        write(tmp_path / f"old/{name}.bmp", scene)
+    here = {"source": "https://example.org", "licence": "free", "pictures": {}, "sizes": [[80, 60]]}
+    stems = [KnownSet("Old", 2, **here, stems=["boats", "lena"])]
+    expected = {"Old": ("by name", ["boats", "lena"], [])}
+    assert states(testsets.find_testsets(tmp_path, [*catalogue, *stems])) == expected
+    (tmp_path / "old/lena.bmp").unlink()
+    assert states(testsets.find_testsets(tmp_path, stems)) == {"Old": ("incomplete", ["boats"], ["lena"])}
 
 
 def test_of_two_copies_the_whole_one_is_taken_and_then_the_one_called_so(tmp_path, scenes, catalogue):
