@@ -74,10 +74,10 @@ def _without_traceback(error: Exception) -> str:
 
 def _run_options(arguments: argparse.Namespace) -> None:
     is_train = arguments.verb == "train"
-    from hranet_arch import options, sample
+    from hranet_arch import option_files, options, sample
 
-    opt = options.read_options(arguments.opt)
-    options.override(opt, arguments.force_yml or [])
+    opt = option_files.read_options(arguments.opt)
+    option_files.override(opt, arguments.force_yml or [])
     datasets = opt["datasets"].values() if isinstance(opt.get("datasets"), dict) else []
     roots = [str(dataset.get("dataroot_gt")) for dataset in datasets if isinstance(dataset, dict)]
     if any(sample.is_sample_path(root) and not Path(root).exists() for root in roots):
@@ -118,10 +118,10 @@ def _start(opt: dict, launcher: str) -> None:
 
 
 def _compare(arguments: argparse.Namespace) -> int:
-    from hranet_arch import options, registration
+    from hranet_arch import option_files, options, registration
 
-    opt = options.read_options(arguments.opt)
-    options.override(opt, arguments.force_yml or [])
+    opt = option_files.read_options(arguments.opt)
+    option_files.override(opt, arguments.force_yml or [])
     try:
         opt = options.check_comparison(opt, registration.registries())
     except InputError as error:
@@ -218,10 +218,10 @@ def _list(arguments: argparse.Namespace) -> None:
 
 
 def _profile(arguments: argparse.Namespace) -> None:
-    from hranet_arch import complexity, options, preflight, registration
+    from hranet_arch import complexity, option_files, options, preflight, registration
 
-    opt = {"network_g": {"type": arguments.arch}} if arguments.arch else options.read_options(arguments.opt)
-    options.override(opt, arguments.force_yml or [])
+    opt = {"network_g": {"type": arguments.arch}} if arguments.arch else option_files.read_options(arguments.opt)
+    option_files.override(opt, arguments.force_yml or [])
     network = opt.get("network_g")
     if not isinstance(network, dict) or "type" not in network:
         raise InputError(f"{arguments.opt}: network_g: is missing, or names no type.")

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hranet_arch import complexity, options
+from hranet_arch import complexity, option_files
 from hranet_arch.allocator import keep_freed_memory
 from hranet_arch.baselines import DnCNN
 from hranet_arch.hranet import HRANet
@@ -38,7 +38,7 @@ PICTURE, PATCH, BATCH = (1, 256, 256), 48, 16
 
 
 def build(file: str) -> nn.Module:
-    arguments = dict(options.read_options(OPTIONS / file)["network_g"])
+    arguments = dict(option_files.read_options(OPTIONS / file)["network_g"])
     return NETWORKS[arguments.pop("type")](**arguments)
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from hranet_arch import complexity, options, testsets
+from hranet_arch import complexity, option_files, testsets
 from hranet_arch.checkpoints import load_checkpoint, select_params
 from hranet_arch.errors import InputError
 from hranet_arch.hranet import HRANet
@@ -58,7 +58,7 @@ def release(run: Path, recipe: Path, record: Record, method: str, output: Path) 
     Raises:
         InputError: if the record measured another file, the weights are too large, or no better than those there.
     """
-    opt = options.read_options(next(run.glob("*.yml"), run / "options.yml"))
+    opt = option_files.read_options(next(run.glob("*.yml"), run / "options.yml"))
     checkpoint = run / "models" / "net_g_best.pth"
     params = select_params(load_checkpoint(checkpoint))[0]
     arguments = {key: value for key, value in opt["network_g"].items() if key != "type"}

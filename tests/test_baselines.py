@@ -17,7 +17,7 @@ from hranet_arch.baselines import ADNet, DnCNN, FFDNet
 from hranet_arch.checkpoints import load_checkpoint, select_params
 from hranet_arch.errors import InputError
 from hranet_arch.images import decode_image, to_float, to_tensor, to_uint8
-from hranet_arch.options import read_options
+from hranet_arch.option_files import read_options
 from hranet_arch.tiling import run_tiled
 from tests.conftest import REPOSITORY
 

@@ -477,11 +477,10 @@ def test_wrong_options_for_jpeg_are_named(options, capsys, message):
 
 @pytest.mark.parametrize("name", ["compare_gray", "compare_color", "compare_sr", "compare_jpeg"])
 def test_shipped_files_are_understood(name):
-    from hranet_arch import options as option_files
-    from hranet_arch import registration
+    from hranet_arch import option_files, options, registration
 
     opt = option_files.read_options(REPOSITORY / "options" / f"{name}.yml")
-    assert option_files.check_comparison(opt, registration.registries())["name"] == name
+    assert options.check_comparison(opt, registration.registries())["name"] == name
 
 
 @pytest.mark.slow

@@ -15,8 +15,8 @@ from tests.conftest import REPOSITORY
 
 PACKAGE = REPOSITORY / "hranet_arch"
 WITHOUT_BASICSR = (
-    "hranet", "tiling", "noise", "images", "errors", "metrics", "checkpoints", "lmdb_reader", "schema", "options",
-    "prepare", "sample", "baselines", "complexity", "testsets",
+    "hranet", "tiling", "noise", "images", "errors", "metrics", "checkpoints", "lmdb_reader", "schema", "option_files",
+    "options", "resize", "pages", "prepare", "sample", "baselines", "complexity", "testsets",
     "overlaps", "record", "scores", "tables", "plots", "examples", "report", "journal",
     "restore", "networks", "memory", "symmetries", "restore_files", "cli_restore", "before_after", "pictures", "png",
     "tiff", "exr", "onnx_network", "export", "demo_cleaner", "device_batches", "allocator",

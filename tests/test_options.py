@@ -13,7 +13,8 @@ from pydantic import create_model
 
 from hranet_arch import networks, preflight, registration, schema
 from hranet_arch.errors import InputError
-from hranet_arch.options import check_options, complete_options, override, read_options
+from hranet_arch.option_files import override, read_options
+from hranet_arch.options import check_options, complete_options
 from hranet_arch.prepare import prepare_lmdb
 from tests.conftest import REPOSITORY, make_pictures
 
