@@ -46,12 +46,12 @@ def format_weights(folder: Path) -> str:
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, "pt") as file:
             card = json.loads(file.metadata()["card"])
-        level_form = next(form for name, form in LEVELS.items() if name in card)
+        level_form = next((form for name, form in LEVELS.items() if name in card), "")
         results = "; ".join(
             f"{testset} {level_form.format(level)}: {scores['psnr']:.2f}"
             for testset, levels in card["results"].items()
             for level, scores in levels.items()
-        )
+        )  # none where no comparison is of such pictures
         link = f"[{card['name']}](../hranet_arch/weights/{card['name']}.md)"
         validation = f"{card['validation']['psnr']:.2f} dB on {card['validation']['set']}"
         recipe = card["training"]["option_file"]

@@ -5,8 +5,9 @@
 
 The weights are the run's ``net_g_best.pth``, which a validation set has picked. What they are for, denoising,
 super-resolution or JPEG's blocks, follows from how the run's training pictures were made bad. Their results on test
-sets come from the record of a comparison of that task that measured this very file. Weights that validate no better
-than those that are there already do not replace them.
+sets come from the record of a comparison of that task that measured this very file. Networks for several steps at once,
+such as the noise of photographs, have no comparison: no record is given, and their validation is all that is said.
+Weights that validate no better than those that are there already do not replace them.
 """
 
 from __future__ import annotations
@@ -33,30 +34,32 @@ STEPS = {  # of a DegradationDataset: the task, the step's argument that says ho
     "BicubicDownsampling": ("sr", "scale"),
     "JPEGCompression": ("jpeg", "quality"),
 }
-LEVELS = dict(STEPS.values())  # by task; which of them a card has says its task
+LEVELS = {**dict(STEPS.values()), None: "degradations"}  # by task; which of them a card has says its task
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, required=True, metavar="DIR", help="experiments/NAME")
     parser.add_argument("--opt", type=Path, required=True, metavar="FILE", help="the option file in the repository")
-    parser.add_argument("--record", type=Path, required=True, metavar="FILE", help="record.json of a comparison")
-    parser.add_argument("--method", required=True, metavar="NAME", help="what the comparison calls this network")
+    parser.add_argument("--record", type=Path, metavar="FILE", help="record.json of a comparison")
+    parser.add_argument("--method", metavar="NAME", help="what the comparison calls this network")
     parser.add_argument("--output", type=Path, default=WEIGHTS, metavar="DIR", help="where released weights lie")
     arguments = parser.parse_args(argv)
     try:
-        print(release(arguments.run, arguments.opt, read_record(arguments.record), arguments.method, arguments.output))
+        record = read_record(arguments.record) if arguments.record else None
+        print(release(arguments.run, arguments.opt, record, arguments.method, arguments.output))
     except InputError as error:
         print(f"release_weights: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-def release(run: Path, recipe: Path, record: Record, method: str, output: Path) -> str:
+def release(run: Path, recipe: Path, record: Record | None, method: str | None, output: Path) -> str:
     """Writes weights and card; returns a line that says what was done.
 
     Raises:
-        InputError: if the record measured another file, the weights are too large, or no better than those there.
+        InputError: if the record is missing or measured another file, the weights are too large, or no better than
+            those there.
     """
     opt = option_files.read_options(next(run.glob("*.yml"), run / "options.yml"))
     checkpoint = run / "models" / "net_g_best.pth"
@@ -65,15 +68,15 @@ def release(run: Path, recipe: Path, record: Record, method: str, output: Path) 
     network = HRANet(**arguments)
     network.load_state_dict(params)
     task, _ = read_degradation(opt["datasets"]["train"])
-    card = describe(run, recipe, opt, network, find_results(record, method, task, checkpoint), record)
+    card = describe(run, recipe, opt, network) | describe_results(record, method, task, checkpoint)
     path = output / f"{opt['name']}.safetensors"
     require_better(card, path)
     metadata = {
         "network_g": json.dumps(opt["network_g"]),
-        "task": task,
         "color": card["color"],
         LEVELS[task]: json.dumps(card[LEVELS[task]]),
         "card": json.dumps(card),
+        **({"task": task} if task else {}),
     }
     output.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
@@ -87,22 +90,33 @@ def release(run: Path, recipe: Path, record: Record, method: str, output: Path) 
     return f"{path}: validates at {card['validation']['psnr']:.4f} dB"
 
 
-def read_degradation(dataset: dict) -> tuple[str, object]:
+def read_degradation(dataset: dict) -> tuple[str | None, object]:
     """The task that a dataset's pictures are made bad for, and how bad: its sigma, scale or quality.
 
-    Raises:
-        InputError: if it is not one of the tasks that weights are released for.
+    Where it takes several steps: None, and the steps.
     """
     if dataset["type"] == "GaussianDenoisingDataset":
         return "denoise", dataset["sigma"]
-    steps = dataset.get("degradations") or []
+    steps = dataset["degradations"]
     if len(steps) != 1 or steps[0]["type"] not in STEPS:
-        raise InputError(
-            f"{dataset['name']}: its pictures are made bad by {[step['type'] for step in steps]}; weights are released "
-            f"for one step alone, {', '.join(STEPS)}, or for a GaussianDenoisingDataset."
-        )
+        return None, steps
     task, argument = STEPS[steps[0]["type"]]
     return task, steps[0][argument]
+
+
+def describe_results(record: Record | None, method: str | None, task: str | None, checkpoint: Path) -> dict:
+    """What a comparison measured, and how; nothing for a task that none is of."""
+    if task is None:
+        return {"results": {}, "commit": complexity.describe_commit()}
+    if record is None or method is None:
+        raise InputError(f"weights for {task} need --record and --method: a comparison that measured them.")
+    return {
+        "results": find_results(record, method, task, checkpoint),
+        **describe_protocol(record),
+        "testsets": {name: one.sha256.get("all", one.sha256) for name, one in record.testsets.items()},
+        "commit": record.commit,
+        "machine": record.machine.device_name,
+    }
 
 
 def find_results(record: Record, method: str, task: str, checkpoint: Path) -> dict[str, dict[str, dict]]:
@@ -124,7 +138,7 @@ def find_results(record: Record, method: str, task: str, checkpoint: Path) -> di
     return results
 
 
-def describe(run: Path, recipe: Path, opt: dict, network: HRANet, results: dict, record: Record) -> dict:
+def describe(run: Path, recipe: Path, opt: dict, network: HRANet) -> dict:
     train, best_on = opt["datasets"]["train"], opt["val"]["best_on"]
     val = next(one for one in opt["datasets"].values() if one is not train and one["name"] == best_on)
     task, level = read_degradation(train)
@@ -154,15 +168,10 @@ def describe(run: Path, recipe: Path, opt: dict, network: HRANet, results: dict,
         "validation": {
             "set": val["name"],
             "data_sha256": hash_data(val),
-            LEVELS[task]: read_degradation(val)[1],
+            LEVELS[task]: read_degradation(val)[1] if task else val["degradations"],
             "psnr": round(best[metric]["val"], 4),
             "iteration": best[metric]["iter"],
         },
-        "results": results,
-        **describe_protocol(record),
-        "testsets": {name: one.sha256.get("all", one.sha256) for name, one in record.testsets.items()},
-        "commit": record.commit,
-        "machine": record.machine.device_name,
         "licence": "Trained on pictures of the Berkeley segmentation data sets, which are for non-commercial research "
         "and education.",
     }
@@ -218,11 +227,38 @@ def format_purpose(card: dict) -> str:
     if "scale" in card:
         level = card["scale"]
         return f"enlarges {colors} pictures {level} times that MATLAB's bicubic `imresize` made small"
+    if "degradations" in card:
+        return f"for {colors} pictures made bad by {format_steps(card['degradations'])}"
     level = card["quality"] if "quality" in card else card["sigma"]
     span = f"{level[0]} to {level[1]}" if isinstance(level, list) else level
     if "quality" in card:
         return f"for {colors} pictures out of JPEGs of quality {span}"
     return f"for {colors} pictures with white Gaussian noise of sigma {span} (grey levels)"
+
+
+def format_steps(steps: list[dict]) -> str:
+    """``Step(argument=value), then Step(...)``; of branches ``one of (...)``."""
+    texts = []
+    for step in steps:
+        if step["type"] == "OneOf":
+            texts.append("one of (" + "; ".join(map(format_steps, step["branches"])) + ")")
+        else:
+            arguments = ", ".join(f"{key}={value}" for key, value in step.items() if key != "type")
+            texts.append(f"{step['type']}({arguments})")
+    return ", then ".join(texts)
+
+
+def format_results(card: dict) -> list[str]:
+    if not card["results"]:
+        return ["No comparison is of such pictures: its validation is all that was measured."]
+    rows = [
+        f"| {testset} | {level} | {scores['psnr']:.2f} | {scores['ssim']:.4f} |"
+        for testset, levels in card["results"].items()
+        for level, scores in levels.items()
+    ]
+    name = next(name for name in LEVELS.values() if name in card)
+    measured = f"{format_protocol(card)} Measured on {card['machine']}, commit {card['commit'][:12]}."
+    return [f"| test set | {name} | PSNR, dB | SSIM |", "|---|---|---|---|", *rows, "", measured]
 
 
 def format_protocol(card: dict) -> str:
@@ -239,24 +275,14 @@ def format_protocol(card: dict) -> str:
 def format_card(card: dict) -> str:
     training, validation = card["training"], card["validation"]
     arguments = ", ".join(f"{key}={value}" for key, value in card["network"].items() if key != "type")
-    rows = [
-        f"| {testset} | {level} | {scores['psnr']:.2f} | {scores['ssim']:.4f} |"
-        for testset, levels in card["results"].items()
-        for level, scores in levels.items()
-    ]
     start = f", from the layers that it shares with {training['start']}" if "start" in training else ""
-    name = next(name for name in LEVELS.values() if name in card)
     return "\n".join([
         f"# {card['name']}",
         "",
         f"`HRANet({arguments})`, {card['parameters']:,} parameters; {format_purpose(card)}. Made by "
         "`scripts/release_weights.py`; do not edit.",
         "",
-        f"| test set | {name} | PSNR, dB | SSIM |",
-        "|---|---|---|---|",
-        *rows,
-        "",
-        f"{format_protocol(card)} Measured on {card['machine']}, commit {card['commit'][:12]}.",
+        *format_results(card),
         "",
         f"- Training: `basicsr train -opt {training['option_file']}`: {training['iterations']:,} of "
         f"{training['scheduled']:,} batches of {training['batch']} patches of {training['patch']}x{training['patch']}, "

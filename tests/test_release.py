@@ -132,8 +132,26 @@ def test_weights_against_jpegs_blocks_say_so(recipe, run):
     text = Path("weights/tiny.md").read_text()
     assert "for grey pictures out of JPEGs of quality 10 to 40." in text and "| test set | quality |" in text
     assert networks.Description.read("weights/tiny.safetensors").quality == (10, 40)
-    with pytest.raises(InputError, match="weights are released for one step alone, GaussianNoise, BicubicDown"):
-        release_weights.read_degradation({"name": "photo", "type": "DegradationDataset", "degradations": [ranged] * 2})
+    with pytest.raises(InputError, match="weights for jpeg need --record and --method"):
+        release_weights.release(folder, Path("options/x.yml"), None, None, Path("others"))
+
+
+def test_weights_for_several_steps_need_no_comparison(recipe, run):
+    steps = [{"type": "PoissonGaussianNoise", "photons": 300}, {"type": "JPEGCompression", "quality": 80}]
+    degrade(recipe, "rgb", *[steps[1]] * 2)
+    for dataset in recipe["datasets"].values():
+        dataset["degradations"] = steps
+    recipe["network_g"].update(num_in_ch=3, num_out_ch=3)
+    folder, _ = train(recipe, run)
+    release_weights.release(folder, Path("options/x.yml"), None, None, Path("weights"))
+    metadata = read_metadata("weights/tiny.safetensors")
+    card = json.loads(metadata["card"])
+    assert card["results"] == {} and card["validation"]["degradations"] == card["degradations"] == steps
+    text = Path("weights/tiny.md").read_text()
+    assert "made bad by PoissonGaussianNoise(photons=300), then JPEGCompression(quality=80)." in text
+    assert "No comparison is of such pictures" in text and "| tiny |" not in text
+    assert networks.Description.read("weights/tiny.safetensors").task is None
+    assert "[tiny](../hranet_arch/weights/tiny.md) | " in make_results.format_weights(Path("weights"))
 
 
 def test_weights_that_are_no_better_do_not_replace_those_there(trained):
