@@ -1,10 +1,11 @@
 """Fine-tuning on one's own pairs, from end to end: a camera that does not exist, the sample's scenes, one command.
 
-    python scripts/finetune_demo.py --record docs/records/finetune.json --picture docs/real.png
+    python scripts/finetune_demo.py --record finetune.json --picture real.png --real real_hubble.png
 
 Makes pairs of the sample's pictures with one camera's noise (photons, reading, gamma, JPEG: ``CAMERA``), in the folders
 that ``options/paired/finetune_hranet.yml`` names; fine-tunes; cleans the validation scenes with the network for white
-Gaussian noise, the one for photographs and the fine-tuned one; prints and records their PSNR.
+Gaussian noise, the one for photographs and the fine-tuned one; prints and records their PSNR. And cleans a part of a
+picture whose noise is real, the Hubble deep field, which scikit-image ships, with the two released ones.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import skimage.data
 from demo import draw_title, run
 
 from hranet_arch import Denoiser, complexity, sample
@@ -26,6 +28,7 @@ PAIRS = Path("datasets/pairs")
 RECIPE = "options/paired/finetune_hranet.yml"
 CAMERA = {"photons": 250, "sigma": 3, "gamma": 2.2, "jpeg_quality": 75}
 SHOWN, TOP, LEFT, SIDE = "coffee", 60, 20, 160  # the part of a validation picture that is drawn
+HUBBLE = np.s_[300:500, 400:600]
 METHODS = {
     "white Gaussian noise": "hranet_s_gray_blind",
     "photographs": "hranet_s_color_real",
@@ -74,11 +77,21 @@ def clean_all() -> tuple[dict[str, dict[str, float]], dict[str, np.ndarray]]:
 
 
 def draw(scores: dict[str, dict[str, float]], shown: dict[str, np.ndarray], path: Path) -> None:
-    panels = []
-    for name, part in shown.items():
-        title = f"{name}  {scores[name][SHOWN]:.2f} dB" if name in scores else name
-        large = cv2.resize(np.ascontiguousarray(part), None, fx=1.5, fy=1.5, interpolation=cv2.INTER_NEAREST)
-        panels.append(np.dstack([draw_title(large[..., i], title) for i in range(3)]))
+    titles = {name: f"{name}  {scores[name][SHOWN]:.2f} dB" if name in scores else name for name in shown}
+    cv2.imwrite(str(path), np.hstack([draw_panel(part, titles[name]) for name, part in shown.items()]))
+
+
+def draw_panel(part: np.ndarray, title: str) -> np.ndarray:
+    large = cv2.resize(np.ascontiguousarray(part), None, fx=1.5, fy=1.5, interpolation=cv2.INTER_NEAREST)
+    return np.dstack([draw_title(large[..., i], title) for i in range(3)])
+
+
+def draw_real(path: Path) -> None:
+    """As it is | for white Gaussian noise | for photographs."""
+    picture = skimage.data.hubble_deep_field()[HUBBLE]
+    panels = [draw_panel(picture[..., ::-1], "as it is")]
+    for name in list(METHODS)[:2]:
+        panels.append(draw_panel(Denoiser(METHODS[name])(picture)[..., ::-1], name))
     cv2.imwrite(str(path), np.hstack(panels))
 
 
@@ -86,6 +99,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--record", type=Path, metavar="FILE", help="JSON with the scores, machine and versions")
     parser.add_argument("--picture", type=Path, default=Path("finetune.png"), metavar="FILE")
+    parser.add_argument("--real", type=Path, default=Path("real_hubble.png"), metavar="FILE")
     arguments = parser.parse_args()
     make_pairs()
     run("train", "-opt", RECIPE)
@@ -94,6 +108,7 @@ def main() -> None:
     for name, mean in means.items():
         print(f"{name:22} {mean:6.2f} dB")
     draw(scores, shown, arguments.picture)
+    draw_real(arguments.real)
     if arguments.record:
         machine = complexity.describe_machine("cpu")
         record = {"commit": complexity.describe_commit(), "machine": machine, "camera": CAMERA, "recipe": RECIPE,

@@ -151,3 +151,10 @@ def test_the_page_says_what_the_records_say(scripts):
 
     page = (REPOSITORY / "docs/performance.md").read_text()
     assert page == render(page, REPOSITORY / "docs/records")
+
+
+def test_the_page_about_photographs_says_what_its_record_says():
+    record = json.loads((REPOSITORY / "docs/records/finetune.json").read_text())
+    page = (REPOSITORY / "docs/real.md").read_text()
+    for method, mean in record["mean"].items():
+        assert f"{mean:.2f} dB |" in next(line for line in page.splitlines() if line.startswith(f"| {method} |"))
