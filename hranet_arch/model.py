@@ -8,6 +8,7 @@ import random
 from collections import OrderedDict
 from contextlib import nullcontext
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ from basicsr.models.sr_model import SRModel
 from basicsr.utils import get_root_logger
 from basicsr.utils.dist_util import master_only
 
-from hranet_arch import tiling
+from hranet_arch import checkpoints, tiling
 from hranet_arch.errors import TrainingError
 from hranet_arch.validation import validate
 
@@ -255,8 +256,16 @@ class RestorationModel(SRModel):
         record = self.best_metric_results[dataloader.dataset.opt["name"]][metric]
         if dataloader.dataset.opt["name"] == self.opt["val"].get("best_on") and record["val"] == means[metric]:
             self._save_networks("best")
+        self._keep_best(current_iter)
 
     # --- checkpoints ---
+
+    @master_only
+    def _keep_best(self, current_iter: int) -> None:
+        """Into the state of this iteration too, which was saved before the validation: a resume must know its best."""
+        path = Path(self.opt["path"]["training_states"]) / f"{current_iter}.state"
+        if path.is_file():
+            checkpoints.save_atomically({**checkpoints.load_checkpoint(path), "best": self.best_metric_results}, path)
 
     def _save_networks(self, label: str | int) -> None:
         nets = {"params": self.net_g, "params_ema": getattr(self, "net_g_ema", None)}

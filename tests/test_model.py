@@ -293,6 +293,8 @@ def test_the_best_network_is_kept_by_name(recipe, run):
     best, fourth, last = (load_network(f"experiments/tiny/models/net_g_{label}.pth") for label in ("best", 4, 8))
     assert all(torch.equal(best[name], fourth[name]) for name in best)
     assert not all(torch.equal(best[name], last[name]) for name in best)
+    state = torch.load("experiments/tiny/training_states/4.state", weights_only=True)
+    assert state["best"]["val"]["psnr"]["iter"] == 4  # a resume from there knows it, though it was validated later
 
 
 def test_no_checkpoint_is_picked_where_none_is_asked_for(recipe, run, tmp_path):
