@@ -30,7 +30,7 @@ CAMERA = {"photons": 250, "sigma": 3, "gamma": 2.2, "jpeg_quality": 75}
 SHOWN, TOP, LEFT, SIDE = "coffee", 60, 20, 160  # the part of a validation picture that is drawn
 HUBBLE = np.s_[300:500, 400:600]
 METHODS = {
-    "white Gaussian noise": "hranet_s_gray_s25",
+    "white noise of 25": "hranet_s_gray_s25",
     "photographs": "hranet_s_color_real",
     "fine-tuned": "experiments/finetune_hranet/models/net_g_best.pth",
 }
