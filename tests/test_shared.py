@@ -7,8 +7,9 @@ import cv2
 import pytest
 import torch
 
-from hranet_arch import cli, registration
+from hranet_arch import Upscaler, cli, fidelity, networks, registration
 from hranet_arch.prepare import prepare_lmdb
+from hranet_arch.resize import resize_bicubic
 from tests.conftest import REPOSITORY
 
 DATASETS = REPOSITORY.parent / "shared" / "datasets"
@@ -79,3 +80,19 @@ def test_test_sets_are_laid_out_and_kept_out_of_training(workplace, capsys):
     cv2.imwrite("training/stolen.png", picture[40:220, 250:60:-1])
     assert run("prepare", "testsets", *flags, "--training", "training") == 2
     assert "stolen.png: Set12/01.png" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_released_networks_enlarge_set5_as_their_cards_say(scale):
+    """To 0.01 dB, and 2 dB better than bicubic at the least."""
+    released = networks.list_released()[f"hranet_s_x{scale}"]
+    upscaler, scores = Upscaler(released.name), {"network": [], "bicubic": []}
+    for path in sorted((DATASETS / f"Set5/x{scale}/gt").iterdir()):
+        gt, lq = (cv2.imread(str(path.parents[1] / kind / path.name))[..., ::-1] for kind in ("gt", "lq"))
+        small = torch.from_numpy(lq.copy()).permute(2, 0, 1) / 255
+        for name, large in (("network", upscaler(small)), ("bicubic", resize_bicubic(small, scale))):
+            score = fidelity.score_picture(large.permute(1, 2, 0).numpy(), gt, "sr", border=scale)
+            scores[name].append(score["psnr"])
+    mean = {name: sum(values) / 5 for name, values in scores.items()}
+    assert mean["network"] == pytest.approx(released.card["results"]["Set5"][str(scale)]["psnr"], abs=0.01)
+    assert mean["network"] > mean["bicubic"] + 2
