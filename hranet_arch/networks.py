@@ -272,8 +272,8 @@ def choose_denoiser(
 
     For colour, one for colour, or, where none is released, one for grey (to be run channel by channel). Of these, for
     ``'blind'`` and for None (a noise level that is not known) a blind one; for a noise level the network trained for
-    the nearest one if that is within ``CLOSE``, else one that is told the level or a blind one whose range holds it,
-    else the nearest.
+    the nearest one if that is within ``CLOSE``, else one that is told the level or a blind one whose range holds it.
+    Where there is none, one that no level was said of, as of those for the noise of photographs; else the nearest.
 
     Args:
         released: those for denoising by name, as ``list_released`` gives them.
@@ -289,14 +289,15 @@ def choose_denoiser(
         fitting = [one for one in released.values() if one.color == "gray"]
     flexible = [one for one in fitting if one.is_blind and not (one.takes_sigma and not isinstance(sigma, float | int))]
     fixed = [one for one in fitting if one.sigma is not None and not one.is_blind]
+    unsaid = [one for one in fitting if one.sigma is None]
     if isinstance(sigma, (int, float)):
         ranked = sorted(fixed, key=lambda one: _distance(one, sigma))
         if ranked and _distance(ranked[0], sigma) <= CLOSE:
             return ranked[0]
         covering = [one for one in flexible if one.sigma[0] <= sigma <= one.sigma[1]]
-        chosen = [*covering, *sorted([*fixed, *flexible], key=lambda one: _distance(one, sigma))]
+        chosen = [*covering, *unsaid, *sorted([*fixed, *flexible], key=lambda one: _distance(one, sigma))]
     else:
-        chosen = flexible
+        chosen = [*flexible, *unsaid]
     if not chosen:
         wanted = "a blind network" if sigma is None or sigma == "blind" else f"sigma {sigma:g}"
         raise InputError(

@@ -67,7 +67,7 @@ def release(run: Path, recipe: Path, record: Record | None, method: str | None, 
     arguments = {key: value for key, value in opt["network_g"].items() if key != "type"}
     network = HRANet(**arguments)
     network.load_state_dict(params)
-    task, _ = read_degradation(opt["datasets"]["train"])
+    task, level = read_degradation(opt["datasets"]["train"])
     card = describe(run, recipe, opt, network) | describe_results(record, method, task, checkpoint)
     path = output / f"{opt['name']}.safetensors"
     require_better(card, path)
@@ -76,8 +76,9 @@ def release(run: Path, recipe: Path, record: Record | None, method: str | None, 
         "color": card["color"],
         LEVELS[task]: json.dumps(card[LEVELS[task]]),
         "card": json.dumps(card),
-        **({"task": task} if task else {}),
     }
+    if task or level[0]["type"].endswith("Noise"):  # noise and then JPEG is for denoising; one of several is for any
+        metadata["task"] = task or "denoise"
     output.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
     save_file({name: value.contiguous() for name, value in params.items()}, temporary, metadata)

@@ -475,11 +475,13 @@ def test_files_that_hold_no_network_are_refused(tmp_path):
 
 
 def catalogue(*names):
-    """``gray_25``, ``rgb_0-55``, ``gray_told`` ...: colour and noise level by name."""
+    """``gray_25``, ``rgb_0-55``, ``gray_told``, ``rgb_photo`` ...: colour and noise level by name; of the last none."""
     found = {}
     for name in names:
         color, level = name.split("_")
-        sigma = (0, 75) if level == "told" else tuple(map(float, level.split("-"))) if "-" in level else float(level)
+        known = {"told": (0, 75), "photo": None}
+        sigma = known[level] if level in known else tuple(map(float, level.split("-")))
+        sigma = sigma[0] if sigma and len(sigma) == 1 else sigma
         network_g = {"type": "FFDNet" if level == "told" else "HRANet"}
         found[name] = networks.Description(name, name, network_g, color, sigma)
     return found
@@ -498,6 +500,10 @@ def catalogue(*names):
         (["gray_15", "gray_told"], "gray", 60.0, "gray_told"),
         (["gray_25", "rgb_15"], "rgb", 25.0, "rgb_15"),
         (["gray_25", "gray_15"], "rgb", 25.0, "gray_25"),
+        (["rgb_25", "rgb_photo"], "rgb", 24.0, "rgb_25"),
+        (["rgb_25", "rgb_photo"], "rgb", 3.0, "rgb_photo"),
+        (["gray_25", "rgb_photo"], "rgb", "blind", "rgb_photo"),
+        (["rgb_photo", "rgb_0-55"], "rgb", 3.0, "rgb_0-55"),
     ],
 )
 def test_the_network_that_fits_the_picture_is_chosen(names, color, sigma, chosen):
