@@ -500,6 +500,7 @@ def catalogue(*names):
         (["gray_15", "gray_told"], "gray", 60.0, "gray_told"),
         (["gray_25", "rgb_15"], "rgb", 25.0, "rgb_15"),
         (["gray_25", "gray_15"], "rgb", 25.0, "gray_25"),
+        (["gray_25", "gray_15", "gray_told"], "gray", None, "gray_15"),
         (["rgb_25", "rgb_photo"], "rgb", 24.0, "rgb_25"),
         (["rgb_25", "rgb_photo"], "rgb", 3.0, "rgb_photo"),
         (["gray_25", "rgb_photo"], "rgb", "blind", "rgb_photo"),
@@ -516,7 +517,7 @@ def test_the_network_that_fits_the_picture_is_chosen(names, color, sigma, chosen
         ([], "gray", 25.0, "No network that takes noise out of pictures is released yet. .*--model FILE"),
         (["rgb_25"], "gray", 25.0, "sigma 25, grey. Released: rgb_25"),
         (["gray_25"], "gray", "blind", "a blind network"),
-        (["gray_25", "gray_told"], "gray", None, "a blind network"),
+        (["gray_told"], "gray", None, "a blind network"),
     ],
 )
 def test_no_network_that_fits_is_an_error(names, color, sigma, message):
