@@ -272,9 +272,9 @@ def choose_denoiser(
 
     For colour, one for colour, or, where none is released, one for grey (to be run channel by channel). Of these, for
     ``'blind'`` and for None (a level that is not known: the picture is too small) a blind one; for a noise level the
-    network trained for the nearest one if that is within ``CLOSE``, else one that is told the level or a blind one whose
-    range holds it. Where there is none, one that no level was said of, as of those for the noise of photographs; else
-    the nearest, and for None the one for the weakest noise.
+    network trained for the nearest one if that is within ``CLOSE``, else one that is told the level or a blind one
+    whose range holds it. Where there is none, one that no level was said of, as of those for the noise of photographs;
+    else the nearest, and for None the one for the weakest noise.
 
     Args:
         released: those for denoising by name, as ``list_released`` gives them.
