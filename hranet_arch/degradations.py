@@ -70,7 +70,9 @@ class PoissonGaussianNoise(Degradation):
         name = "PoissonGaussianNoise"
         self.photons = _check_range(name, "photons", photons, 1, 1e6)
         self.sigma = _check_range(name, "sigma", sigma, 0, 255)
-        self.gamma = _check_range(name, "gamma", gamma, 1, 4)[0]
+        self.gamma = gamma
+        if isinstance(gamma, bool) or not isinstance(gamma, (int, float)) or not 1 <= gamma <= 4:
+            raise ValueError(f"{name}: gamma={gamma!r} is not allowed: it must be a number from 1 to 4.")
         self.has_range = self.photons[0] < self.photons[1] or self.sigma[0] < self.sigma[1]
 
     def __call__(self, picture: np.ndarray, random: Random) -> np.ndarray:
@@ -87,11 +89,13 @@ class JPEGCompression(Degradation):
     """Written as an 8-bit JPEG file and read again (OpenCV's libjpeg; colour at half the resolution, 4:2:0).
 
     Args:
-        quality: 1 (worst) to 100, whole numbers.
+        quality: 1 (worst) to 100, whole numbers; of a range the drawn value is rounded.
     """
 
     def __init__(self, *, quality: Range) -> None:
         self.quality = _check_range("JPEGCompression", "quality", quality, 1, 100)
+        if any(one != int(one) for one in self.quality):
+            raise ValueError(f"JPEGCompression: quality={quality!r} is not allowed: it must be whole numbers.")
         self.has_range = self.quality[0] < self.quality[1]
 
     def __call__(self, picture: np.ndarray, random: Random) -> np.ndarray:

@@ -264,7 +264,8 @@ class RestorationModel(SRModel):
     def _keep_best(self, current_iter: int) -> None:
         """Into the state of this iteration too, which was saved before the validation: a resume must know its best."""
         path = Path(self.opt["path"]["training_states"]) / f"{current_iter}.state"
-        if path.is_file():
+        records = [record for of_set in self.best_metric_results.values() for record in of_set.values()]
+        if path.is_file() and any(record["iter"] == current_iter for record in records):
             checkpoints.save_atomically({**checkpoints.load_checkpoint(path), "best": self.best_metric_results}, path)
 
     def _save_networks(self, label: str | int) -> None:

@@ -22,7 +22,7 @@ def cubic(x: Tensor) -> Tensor:
 
 
 def resize_bicubic(picture: Tensor, scale: float, *, is_8bit: bool = False) -> Tensor:
-    """Resizes as MATLAB's ``imresize(picture, scale)`` does: bit for bit the small pictures of Set5, Set14 and DIV2K.
+    """Resizes as MATLAB's ``imresize(picture, scale)`` does: bit for bit the small pictures of Set5 and Set14.
 
     Args:
         picture: float ``(..., h, w)`` in [0, 1].
@@ -44,11 +44,11 @@ def _round_to_8bit(levels: Tensor) -> Tensor:
     return (levels.clamp(0, 255) + 0.5).floor()  # halves upwards; torch's own rounding takes them to even numbers
 
 
-@functools.lru_cache(maxsize=32)
+@functools.lru_cache(maxsize=8)  # training needs six at most, and of large pictures each takes 100 MB
 def _make_matrix(length: int, scale: float) -> Tensor:
     """``(ceil(length * scale), length)``: what each old pixel gives to each new one.
 
-    Beyond the border the outermost pixel is repeated, as in the MATLAB that made the test sets; newer ones mirror.
+    Beyond the border the outermost pixel is repeated, as in the MATLAB that made the test sets; BasicSR's mirrors.
     """
     shrink = min(scale, 1)
     centers = (torch.arange(math.ceil(length * scale), dtype=torch.float64)[:, None] + 0.5) / scale - 0.5

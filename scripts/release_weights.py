@@ -34,6 +34,7 @@ STEPS = {  # of a DegradationDataset: the task, the step's argument that says ho
     "BicubicDownsampling": ("sr", "scale"),
     "JPEGCompression": ("jpeg", "quality"),
 }
+NOISES = ("GaussianNoise", "PoissonGaussianNoise")
 LEVELS = {**dict(STEPS.values()), None: "degradations"}  # by task; which of them a card has says its task
 
 
@@ -77,7 +78,7 @@ def release(run: Path, recipe: Path, record: Record | None, method: str | None, 
         LEVELS[task]: json.dumps(card[LEVELS[task]]),
         "card": json.dumps(card),
     }
-    if task or level[0]["type"].endswith("Noise"):  # noise and then JPEG is for denoising; one of several is for any
+    if task or level[0]["type"] in NOISES:  # noise and then JPEG is for denoising; one of several is for any
         metadata["task"] = task or "denoise"
     output.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
