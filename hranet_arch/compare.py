@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from hranet_arch import complexity, degradations, examples, fidelity, methods, noise, record, report
 from hranet_arch.errors import InputError
-from hranet_arch.images import decode_image
+from hranet_arch.images import decode_image, to_8bit
 from hranet_arch.journal import Journal, make_key
 from hranet_arch.plan import Picture, Plan, make_plan
 
@@ -127,7 +127,7 @@ def _measure_picture(
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             plan.fail(reason, method=name, testset=testset, level=plan.name_level(level), picture=picture.name)
             continue
-        _write_picture(files[name], fidelity.to_8bit(output))
+        _write_picture(files[name], to_8bit(output))
         journal.write(keys[name], scores)
 
 

@@ -24,7 +24,7 @@ from basicsr.utils import FileClient
 from hranet_arch import noise
 from hranet_arch.degradations import Degradations
 from hranet_arch.errors import InputError
-from hranet_arch.images import SUFFIXES, decode_image, to_float, to_tensor
+from hranet_arch.images import SUFFIXES, decode_image, to_float, to_planes, to_tensor
 from hranet_arch.lmdb_reader import open_lmdb
 
 
@@ -187,7 +187,8 @@ class DegradationDataset(Dataset):
     """Clean pictures that go through the steps of ``degradations``: for super-resolution, JPEG, the noise of sensors.
 
     For training: random crops, flips and rotations, then the steps. A crop is taken with the ``margin`` that the steps
-    ask for, so that what is inside is as if the whole picture had gone through them. For validation and test: whole
+    ask for, so that what is inside is as if the whole picture had gone through them (but JPEG's blocks, which start at
+    the crop's corner). For validation and test: whole
     pictures, cut to a multiple of the scale, with the same random numbers for each (NumPy's legacy generator, seed 0).
 
     Args:
@@ -218,19 +219,15 @@ class DegradationDataset(Dataset):
         else:
             gt = gt[: gt.shape[0] // scale * scale, : gt.shape[1] // scale * scale]
             random = np.random.RandomState(0)
-        gt = gt[..., ::-1].copy()  # RGB; one channel backwards is contiguous to NumPy, and nothing that torch takes
+        gt = gt[..., ::-1]  # RGB
         lq = self.degradations(gt, random)
         path = self.store.path(key)
         gt, lq = _cut_border(gt, self.margin), _cut_border(lq, self.margin // scale)
-        return {"lq": _to_planes(lq), "gt": _to_planes(gt), "lq_path": path, "gt_path": path}
+        return {"lq": to_planes(lq), "gt": to_planes(gt), "lq_path": path, "gt_path": path}
 
 
 def _cut_border(image: np.ndarray, width: int) -> np.ndarray:
     return image[width : image.shape[0] - width, width : image.shape[1] - width]
-
-
-def _to_planes(image: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
 
 
 class PairedDenoisingDataset(Dataset):

@@ -12,9 +12,9 @@ from typing import Protocol
 
 import cv2
 import numpy as np
-import torch
 
 from hranet_arch.compat import make_importable
+from hranet_arch.images import to_8bit, to_planes
 from hranet_arch.resize import resize_bicubic
 
 make_importable()
@@ -100,7 +100,7 @@ class JPEGCompression(Degradation):
 
     def __call__(self, picture: np.ndarray, random: Random) -> np.ndarray:
         quality = round(_draw(self.quality, random))
-        pixels = np.ascontiguousarray(_to_8bit(picture)[..., ::-1])
+        pixels = np.ascontiguousarray(to_8bit(picture)[..., ::-1])
         data = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
         pixels = cv2.imdecode(data, cv2.IMREAD_UNCHANGED).reshape(picture.shape)
         return pixels[..., ::-1].astype(np.float32) / 255
@@ -127,8 +127,7 @@ class BicubicDownsampling(Degradation):
 
     def __call__(self, picture: np.ndarray, random: Random) -> np.ndarray:
         scale = self.scales[int(random.uniform(0, len(self.scales)))] if self.has_range else self.scales[0]
-        planes = torch.from_numpy(picture.transpose(2, 0, 1).copy())  # torch takes no array that is turned round
-        planes = resize_bicubic(planes, 1 / scale, is_8bit=True)
+        planes = resize_bicubic(to_planes(picture), 1 / scale, is_8bit=True)
         if self.enlarge:
             planes = resize_bicubic(planes, scale, is_8bit=True)[:, : picture.shape[0], : picture.shape[1]]
         return np.ascontiguousarray(planes.numpy().transpose(1, 2, 0))
@@ -138,7 +137,7 @@ class Quantization(Degradation):
     """Clipped to [0, 1] and rounded to the 256 grey levels of an 8-bit file."""
 
     def __call__(self, picture: np.ndarray, random: Random) -> np.ndarray:
-        return _to_8bit(picture) / np.float32(255)
+        return to_8bit(picture) / np.float32(255)
 
 
 class OneOf(Degradation):
@@ -187,10 +186,6 @@ class Degradations(Degradation):
         for step in self.steps:
             picture = step(picture, random)
         return picture
-
-
-def _to_8bit(picture: np.ndarray) -> np.ndarray:
-    return (picture.clip(0, 1) * 255).round().astype(np.uint8)
 
 
 def _check_range(step: str, name: str, value: Range, lowest: float, highest: float) -> tuple[float, float]:

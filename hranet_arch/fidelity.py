@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from hranet_arch.compat import make_importable
-from hranet_arch.images import to_luma
+from hranet_arch.images import to_8bit, to_luma
 from hranet_arch.metrics import calculate_psnr_float, calculate_psnrb
 
 make_importable()
@@ -68,8 +68,3 @@ def score_picture(output: np.ndarray, clean: np.ndarray, task: str, border: int 
     if task == "jpeg":
         scores["psnrb"] = calculate_psnrb(*pair, crop_border=border)
     return {name: float(value) if math.isfinite(value) else None for name, value in scores.items()}
-
-
-def to_8bit(output: np.ndarray) -> np.ndarray:
-    """Clipped to [0, 1] and rounded, as a file would hold it."""
-    return (output.clip(0, 1) * 255).round().astype(np.uint8)

@@ -74,16 +74,23 @@ def to_float(image: np.ndarray, name: str) -> np.ndarray:
 
 def to_tensor(image: np.ndarray) -> Tensor:
     """Array ``(h, w)``, ``(h, w, 1)`` or BGR ``(h, w, 3)`` to a tensor ``(1, h, w)`` or RGB ``(3, h, w)``."""
-    if image.ndim == 2:
-        image = image[..., None]
-    elif image.shape[2] == 3:
-        image = image[..., ::-1]
-    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+    return to_planes(image[..., ::-1] if image.ndim == 3 and image.shape[2] == 3 else image)
+
+
+def to_planes(image: np.ndarray) -> Tensor:
+    """Array ``(h, w)`` or ``(h, w, c)`` to a tensor ``(c, h, w)`` with the channels in their order; always a copy."""
+    # Not ascontiguousarray: a single channel turned round is contiguous to NumPy, and nothing that torch takes.
+    return torch.from_numpy(image.reshape(*image.shape[:2], -1).transpose(2, 0, 1).copy())
+
+
+def to_8bit(image: np.ndarray) -> np.ndarray:
+    """Float in [0, 1] to uint8: clipped and rounded, as a file would hold it."""
+    return (image.clip(0, 1) * 255).round().astype(np.uint8)
 
 
 def to_uint8(tensor: Tensor) -> np.ndarray:
     """Tensor ``(c, h, w)`` in [0, 1] to uint8 ``(h, w)`` or BGR ``(h, w, 3)``: clipped, rounded; the input is kept."""
-    return (to_array(tensor).clip(0, 1) * 255).round().astype(np.uint8)
+    return to_8bit(to_array(tensor))
 
 
 def to_array(tensor: Tensor) -> np.ndarray:

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from hranet_arch import baselines, complexity, networks, preflight, tiling
 from hranet_arch.compat import make_importable
 from hranet_arch.errors import InputError
+from hranet_arch.images import to_planes
 from hranet_arch.journal import make_key
 from hranet_arch.resize import resize_bicubic
 from hranet_arch.schema import LEVEL_KEYS
@@ -29,11 +30,8 @@ make_importable()
 from basicsr.utils.color_util import rgb2ycbcr, ycbcr2rgb
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
-INPUT_NAMES = {
-    "denoise": "Noisy",
-    "sr": "Bicubic",
-    "jpeg": "JPEG",
-}  # what tables call the pictures that the methods are given
+# What tables call the pictures that the methods are given.
+INPUT_NAMES = {"denoise": "Noisy", "sr": "Bicubic", "jpeg": "JPEG"}
 
 
 @dataclass(frozen=True)
@@ -114,7 +112,7 @@ class Method:
         return CLASSICAL[self.type](picture.astype(np.float64), self.task.level / 255).astype(np.float32)
 
     def _run_network(self, picture: np.ndarray) -> np.ndarray:
-        x = torch.from_numpy(np.ascontiguousarray(picture.reshape(*picture.shape[:2], -1).transpose(2, 0, 1)))
+        x = to_planes(picture)
         with torch.inference_mode():
             window = self.arguments.get("window_size", 1)  # SwinIR and its kin take whole windows only
             output = tiling.restore(
@@ -128,8 +126,7 @@ class Method:
 
 def enlarge(picture: np.ndarray, scale: int) -> np.ndarray:
     """MATLAB's bicubic enlargement, float32 in and out."""
-    tensor = torch.from_numpy(np.ascontiguousarray(picture.reshape(*picture.shape[:2], -1).transpose(2, 0, 1)))
-    array = resize_bicubic(tensor.float(), scale).numpy().transpose(1, 2, 0)
+    array = resize_bicubic(to_planes(picture).float(), scale).numpy().transpose(1, 2, 0)
     return array[..., 0] if picture.ndim == 2 else np.ascontiguousarray(array)
 
 

@@ -175,7 +175,7 @@ def load_network(
     Raises:
         InputError: if there is no such name or file, or the file holds another network.
     """
-    path = _find(weights)
+    path = find_weights(weights)
     if path.suffix == ".onnx":
         return _load_onnx(path, backend)
     params, description = read_weights(path)
@@ -219,8 +219,13 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], Description]:
     return params, description
 
 
-def _find(weights: str | Path) -> Path:
-    path = Path(weights)
+def find_weights(weights: str | Path) -> Path:
+    """The file, which may not be there, or that of the released network of this name.
+
+    Raises:
+        InputError: if it is neither called as a weight file, nor a file, nor a released network's name.
+    """
+    path = Path(weights).expanduser()
     if path.suffix in (".pth", ".pt", ".safetensors", ".onnx") or path.is_file():
         return path
     released = list_released()

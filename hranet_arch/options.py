@@ -6,6 +6,7 @@ the caller hands in: this module never imports BasicSR.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib.util
 import inspect
@@ -266,16 +267,19 @@ def _check_paths(paths: dict) -> list[str]:
     errors = []
     for key, value in paths.items():
         if str(key).startswith(("pretrain_network", "resume_state")) and isinstance(value, str):
-            if not _find_weights(value).is_file():
-                released = ", ".join(sorted(path.stem for path in networks.WEIGHTS.glob("*.safetensors")))
-                errors.append(f"path.{key}: {value} is not there. Released networks go by name: {released}.")
+            try:
+                path = _find_file(key, value)
+            except InputError as error:
+                errors.append(f"path.{key}: {error}")
+                continue
+            if not path.is_file():
+                errors.append(f"path.{key}: {value} is not there.")
     return errors
 
 
-def _find_weights(text: str) -> Path:
-    """A file, or a released network by its name."""
-    released = networks.WEIGHTS / f"{text}.safetensors"
-    return released if released.is_file() else Path(text).expanduser()
+def _find_file(key: str, value: str) -> Path:
+    """A file; for weights, a released network's name will do."""
+    return Path(value).expanduser() if key == "resume_state" else networks.find_weights(value)
 
 
 def _check_together(options: dict, is_train: bool) -> list[str]:
@@ -291,7 +295,8 @@ def _check_together(options: dict, is_train: bool) -> list[str]:
         errors.append("logger.wandb.project: needs use_tb_logger: true.")
     for key, value in options["path"].items():
         if isinstance(value, str) and key.startswith(("pretrain_network", "resume_state")):
-            options["path"][key] = str(_find_weights(value))
+            with contextlib.suppress(InputError):  # which has been told of
+                options["path"][key] = str(_find_file(key, value))
     if is_train:
         return errors + _check_training(options)
     # Training validates the average of the weights; so does a test, unless told otherwise.
