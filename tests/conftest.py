@@ -5,6 +5,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # small networks: more threads would only wait for each other
 
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
@@ -73,6 +74,32 @@ def browser():
         chromium = started.chromium.launch(executable_path=BROWSER, args=BROWSER_FLAGS)
         yield chromium
         chromium.close()
+
+
+@contextmanager
+def watch_page(browser, address: str, timeout: float, width: int = 1200, height: int = 900, **context):
+    """Opens ``address``; gives the page, what it says on the console, and the addresses that it asks for."""
+    page = browser.new_page(viewport={"width": width, "height": height}, **context)
+    page.set_default_timeout(1000 * timeout)
+    messages, requests = [], []
+    page.on("console", lambda message: messages.append(message.text))
+    page.on("pageerror", lambda error: messages.append(str(error)))
+    page.on("request", lambda request: requests.append(request.url))
+    page.goto(address)
+    yield page, messages, requests
+    page.close()
+
+
+def check_dark_and_light(open_page) -> None:
+    """A page is dark on light, or light on dark, as its reader's system has it."""
+    brightness = {}
+    for scheme in ("light", "dark"):
+        with open_page(color_scheme=scheme) as page:
+            colors = page.evaluate("[getComputedStyle(document.body).backgroundColor, "
+                                   "getComputedStyle(document.body).color]")  # fmt: skip
+            brightness[scheme] = [sum(map(int, color[4:-1].split(","))) / 3 for color in colors]
+    assert brightness["light"][0] > 240 > 60 > brightness["light"][1]
+    assert brightness["dark"][0] < 60 < 200 < brightness["dark"][1]
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from hranet_arch.baselines import FFDNet
 from hranet_arch.demo_cleaner import Cleaner, Limits
 from hranet_arch.errors import InputError
 from hranet_arch.restore import Denoiser
-from tests.conftest import make_pictures
+from tests.conftest import check_dark_and_light, make_pictures, watch_page
 
 pytest.importorskip("starlette", reason="Starlette is not installed (extra [demo])")
 pytest.importorskip("uvicorn", reason="uvicorn is not installed (extra [demo])")
@@ -336,18 +336,11 @@ def open_page(browser, address):
     """Opens the page; when it is closed, nothing may have been complained about or asked of others."""
 
     @contextmanager
-    def open_with(width=1200, height=900, complaints=(), **context):
-        page = browser.new_page(viewport={"width": width, "height": height}, **context)
-        page.set_default_timeout(20_000)
-        messages, requests = [], []
-        page.on("console", lambda message: messages.append(message.text))
-        page.on("pageerror", lambda error: messages.append(str(error)))
-        page.on("request", lambda request: requests.append(request.url))
-        page.goto(address)
-        yield page
+    def open_with(complaints=(), **context):
+        with watch_page(browser, address, timeout=20, **context) as (page, messages, requests):
+            yield page
         assert messages == list(complaints)
         assert all(url.startswith((address, "blob:", "data:")) for url in requests), requests
-        page.close()
 
     return open_with
 
@@ -464,7 +457,7 @@ def test_progress_can_be_cancelled(open_page, picture, cleaner, monkeypatch):
 
 
 def test_a_telephone_shows_it_without_scrolling_sideways(open_page, picture):
-    with open_page(360, 740) as page:
+    with open_page(width=360, height=740) as page:
         assert page.evaluate("document.documentElement.scrollWidth") <= 360
         page.set_input_files("#file", picture)
         page.wait_for_selector("#result", state="visible")
@@ -475,11 +468,4 @@ def test_a_telephone_shows_it_without_scrolling_sideways(open_page, picture):
 
 
 def test_dark_and_light_have_their_own_colours(open_page):
-    brightness = {}
-    for scheme in ("light", "dark"):
-        with open_page(color_scheme=scheme) as page:
-            colors = page.evaluate("[getComputedStyle(document.body).backgroundColor, "
-                                   "getComputedStyle(document.body).color]")  # fmt: skip
-            brightness[scheme] = [np.mean(list(map(int, c[4:-1].split(",")))) for c in colors]
-    assert brightness["light"][0] > 240 > 60 > brightness["light"][1]
-    assert brightness["dark"][0] < 60 < 200 < brightness["dark"][1]
+    check_dark_and_light(open_page)

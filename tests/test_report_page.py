@@ -3,10 +3,10 @@
 import re
 from contextlib import contextmanager
 
-import numpy as np
 import pytest
 
 from hranet_arch import report, scores
+from tests.conftest import check_dark_and_light, watch_page
 from tests.test_report import PUBLISHED, safe_record, write_pictures
 
 
@@ -26,19 +26,12 @@ def open_page(browser, address):
     """Opens the page; when it is closed, nothing may have been complained about or asked of the network."""
 
     @contextmanager
-    def open_with(width=1200, height=900, **context):
-        page = browser.new_page(viewport={"width": width, "height": height}, **context)
-        page.set_default_timeout(10_000)
-        complaints, requests = [], []
-        page.on("console", lambda message: complaints.append(message.text))
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("request", lambda request: requests.append(request.url))
-        page.goto(address)
-        page.wait_for_function("document.getElementById('right-image').naturalWidth > 0")
-        yield page
-        assert complaints == []
+    def open_with(**context):
+        with watch_page(browser, address, timeout=10, **context) as (page, messages, requests):
+            page.wait_for_function("document.getElementById('right-image').naturalWidth > 0")
+            yield page
+        assert messages == []
         assert {url.partition(":")[0] for url in requests} <= {"file", "data"}
-        page.close()
 
     return open_with
 
@@ -129,18 +122,11 @@ def test_each_plot_can_be_shown(open_page):
 
 
 def test_a_telephone_scrolls_tables_not_the_page(open_page):
-    with open_page(360, 800) as page:
+    with open_page(width=360, height=800) as page:
         page.locator("#result-controls").get_by_label("All", exact=True).first.check()
         assert page.evaluate("document.documentElement.scrollWidth") <= 360
         assert page.locator("#result-table").evaluate("host => host.scrollWidth > host.clientWidth")
 
 
 def test_dark_and_light_have_their_own_colours(open_page):
-    brightness = {}
-    for scheme in ("light", "dark"):
-        with open_page(color_scheme=scheme) as page:
-            colors = page.evaluate("[getComputedStyle(document.body).backgroundColor, "
-                                   "getComputedStyle(document.body).color]")  # fmt: skip
-            brightness[scheme] = [np.mean(list(map(int, c[4:-1].split(",")))) for c in colors]
-    assert brightness["light"][0] > 240 > 60 > brightness["light"][1]
-    assert brightness["dark"][0] < 60 < 200 < brightness["dark"][1]
+    check_dark_and_light(open_page)
