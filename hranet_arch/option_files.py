@@ -91,17 +91,17 @@ def read_options(path: str | Path, *, _above: tuple[Path, ...] = ()) -> dict:
         above = (*_above, path)
         if (path.parent / base).resolve() in [other.resolve() for other in above]:
             raise InputError(f"{path}: base: {base} leads back to a file that is built on this one.")
-        options = _merge(read_options(path.parent / base, _above=above), options)
+        options = merge(read_options(path.parent / base, _above=above), options)
     return _forget_run(options)
 
 
-def _merge(base: dict, changes: dict) -> dict:
+def merge(base: dict, changes: dict) -> dict:
     """Changes laid over the base; a mapping whose ``type`` changes replaces the base's, which has other arguments."""
     merged = dict(base)
     for key, value in changes.items():
         old = merged.get(key)
         if isinstance(value, dict) and isinstance(old, dict) and value.get("type", old.get("type")) == old.get("type"):
-            value = _merge(old, value)
+            value = merge(old, value)
         merged[key] = value
     return merged
 

@@ -4,7 +4,7 @@
 
 The sizes are those of the option files in ``options/bsd400``. Networks take turns; times are of one picture of 256x256
 (BatchNorms folded) and of one training step in fp32 on 16 patches of 48x48. Writes one JSON record, from which
-``scripts/make_performance.py`` makes a table.
+``scripts/make_tables.py`` makes a table.
 """
 
 from __future__ import annotations

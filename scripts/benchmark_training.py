@@ -10,7 +10,7 @@ process, and they take turns. The first steps of a turn are not timed: workers h
 
 Loss curves of *stock* and *ours* are compared over ``--curve-steps`` steps: the two draw different patches and noise,
 so the mean losses of windows of 50 steps are; the curves agree if after the first window no two means are further
-apart than the larger of 0.3 dB and three standard errors. ``scripts/make_performance.py`` makes the tables.
+apart than the larger of 0.3 dB and three standard errors. ``scripts/make_tables.py`` makes the tables.
 """
 
 from __future__ import annotations

@@ -135,7 +135,7 @@ RECORD = {
 
 
 def test_tables_are_made_from_records(scripts, tmp_path):
-    from make_performance import render
+    from make_tables import render
 
     page = "Before\n<!-- benchmark_training_cpu.json -->\nold\n<!-- end -->\nAfter\n"
     assert "Not measured yet." in render(page, tmp_path) and "old" not in render(page, tmp_path)
@@ -146,10 +146,12 @@ def test_tables_are_made_from_records(scripts, tmp_path):
     assert render(text, tmp_path) == text and text.startswith("Before\n") and text.endswith("After\n")
 
 
-def test_the_page_says_what_the_records_say(scripts):
-    from make_performance import render
+@pytest.mark.parametrize("name", ["performance.md", "recipes.md"])
+def test_the_page_says_what_the_records_say(scripts, name):
+    from make_tables import PAGES, render
 
-    page = (REPOSITORY / "docs/performance.md").read_text()
+    page = (REPOSITORY / "docs" / name).read_text()
+    assert REPOSITORY / "docs" / name in PAGES
     assert page == render(page, REPOSITORY / "docs/records")
 
 

@@ -1,6 +1,6 @@
-"""Writes the tables of ``docs/performance.md`` from the records of the benchmark scripts.
+"""Writes the tables of ``docs/performance.md`` and ``docs/recipes.md`` from the records of the scripts.
 
-    python scripts/make_performance.py
+    python scripts/make_tables.py
 
 A table stands between ``<!-- NAME.json -->`` and ``<!-- end -->``; its record is ``docs/records/NAME.json``. Nothing
 between the two lines is written by hand.
@@ -12,8 +12,11 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
+
 DOCS = Path(__file__).resolve().parent.parent / "docs"
-BLOCK = re.compile(r"(<!-- (benchmark_\w+\.json) -->\n).*?(<!-- end -->)", re.DOTALL)
+PAGES = (DOCS / "performance.md", DOCS / "recipes.md")
+BLOCK = re.compile(r"(<!-- (\w+\.json) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def render(text: str, records: Path) -> str:
@@ -26,21 +29,29 @@ def _make_tables(path: Path) -> str:
         return "\nNot measured yet.\n\n"
     record = json.loads(path.read_text())
     machine, settings = record["machine"], record["settings"]
+    threads = settings.get("threads", machine["threads"])
     versions = ", ".join(f"{name} {machine['versions'][name]}" for name in ("torch", "onnxruntime")
                          if name in machine["versions"])  # fmt: skip
     lines = [
         "",
-        f"{machine['device_name']}, {settings['threads']} thread{'s' * (settings['threads'] != 1)}, {versions}, commit "
+        f"{machine['device_name']}, {threads} thread{'s' * (threads != 1)}, {versions}, commit "
         f"{record['commit'][:12]}{'+changes' if record['commit'].endswith('+changes') else ''}; "
-        f"[record](records/{path.name}). Median and quartiles of {settings['rounds']} rounds.",
+        f"[record](records/{path.name}).{_describe_settings(settings)}",
         "",
     ]
     if "results" in record:
-        lines += [*(_make_sizes if "sizes" in path.name else _make_onnx)(record["results"]), ""]
+        make = _make_trials if "iterations" in settings else _make_sizes if "sizes" in path.name else _make_onnx
+        lines += [*make(record["results"]), ""]
     for network, result in record.get("networks", {}).items():
         make = _make_training if "training" in path.name else _make_inference
         lines += [f"**{network}**", "", *make(result), ""]
     return "\n".join(lines) + "\n"
+
+
+def _describe_settings(settings: dict) -> str:
+    if "rounds" in settings:
+        return f" Median and quartiles of {settings['rounds']} rounds."
+    return f" `{settings['option_file']}` in {settings['iterations']:,} iterations."
 
 
 def _row(*cells: str) -> str:
@@ -121,13 +132,28 @@ def _make_onnx(results: list[dict]) -> list[str]:
     return lines
 
 
+def _make_trials(results: list[dict]) -> list[str]:
+    """A row for each variant: PSNR by iteration, the last one's distance from the option file as it is, seed by seed."""
+    last = {(one["trial"], one["seed"]): list(one["psnr"].values())[-1] for one in results}
+    iterations = list(results[0]["psnr"])
+    lines = _header("", "seeds", *(f"{int(one):,}: PSNR, dB" for one in iterations), "beside *base*", "ms a step")
+    for trial in dict.fromkeys(one["trial"] for one in results):
+        runs = [one for one in results if one["trial"] == trial]
+        means = [f"{np.mean([one['psnr'][key] for one in runs]):.2f}" for key in iterations]
+        beside = [last[trial, one["seed"]] - last["base", one["seed"]] for one in runs if ("base", one["seed"]) in last]
+        beside = ", ".join(f"{one:+.2f}" for one in beside) if trial != "base" else ""
+        step = np.median([one["step_seconds"]["median"] for one in runs])
+        lines.append(_row(trial, str(len(runs)), *means, beside, f"{1000 * step:.0f}"))
+    return lines
+
+
 def _quartiles(latency: dict) -> dict:
     return {key: latency[key] for key in ("median", "lower_quartile", "upper_quartile")}
 
 
 def main() -> None:
-    page = DOCS / "performance.md"
-    page.write_text(render(page.read_text(), DOCS / "records"))
+    for page in PAGES:
+        page.write_text(render(page.read_text(), DOCS / "records"))
 
 
 if __name__ == "__main__":

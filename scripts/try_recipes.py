@@ -1,0 +1,157 @@
+"""Trains an option file in several variants, for recipes chosen by experiment, and records PSNR against steps and time.
+
+    python scripts/try_recipes.py --opt options/released/train_hranet_s_gray_s25.yml --iterations 2000 \
+        --output docs/records/recipes.json
+    python scripts/try_recipes.py --opt options/released/train_hranet_s_gray_s25.yml --iterations 6000 \
+        --trials base DnCNN --output docs/records/control.json
+
+Each variant is a `basicsr train` of its own, one after the other, with the option file's schedule squeezed into the
+iterations. PSNR is of the option file's validation set (``val.best_on``), cut from training pictures. What a record
+holds already is not trained again, and a run that was broken off is resumed: seeds and variants can be added later.
+``scripts/make_tables.py`` makes tables from the record, ``scripts/plot_curves.py`` a picture.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+from interleave import summarize
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from hranet_arch import complexity, option_files
+from hranet_arch.errors import InputError
+from hranet_arch.record import write_text
+
+PRINT_EVERY = 50  # iterations; a step's time is measured between two lines of the log
+
+
+def list_trials(iterations: int) -> dict[str, dict]:
+    """What each variant changes of the option file."""
+    train = {
+        "L1": {"pixel_opt": {"type": "L1Loss"}},
+        "Charbonnier": {"pixel_opt": {"type": "CharbonnierLoss", "eps": 1e-6}},
+        "rate 5e-4": {"optim_g": {"lr": 5e-4}},
+        "rate 2e-3": {"optim_g": {"lr": 2e-3}},
+        "AdamW": {"optim_g": {"type": "AdamW", "lr": 1e-3, "weight_decay": 1e-2}},
+        "warm-up": {"warmup_iter": iterations // 10},
+        "clipping": {"grad_clip": 0.05},
+        "steps": {
+            "scheduler": {
+                "type": "MultiStepLR",
+                "milestones": [iterations * part // 20 for part in (10, 15, 18)],
+                "gamma": 0.3,
+            }
+        },
+        "no average": {"ema_decay": 0},
+        "fast average": {"ema_decay": 0.99},
+    }
+    patches = {"32 patches of 24": (24, 32), "4 patches of 68": (68, 4)}  # as many pixels as 8 patches of 48
+    return {
+        "base": {},
+        **{name: {"train": changes} for name, changes in train.items()},
+        **{
+            name: {"datasets": {"train": {"gt_size": size, "batch_size_per_gpu": count}}}
+            for name, (size, count) in patches.items()
+        },
+        "DnCNN": {"network_g": {"type": "DnCNN", "num_in_ch": 1, "num_out_ch": 1}},
+    }
+
+
+def squeeze(name: str, seed: int, iterations: int, every: int) -> dict:
+    """What all variants change: the run's length."""
+    return {
+        "name": name,
+        "manual_seed": seed,
+        "train": {"total_iter": iterations, "scheduler": {"periods": [iterations]}},
+        "val": {"val_freq": every},
+        "logger": {"print_freq": PRINT_EVERY, "save_checkpoint_freq": every},
+    }
+
+
+def train(opt: Path, changes: list[dict]) -> dict:
+    """Runs ``basicsr train``; returns the options that it ran with."""
+    options = option_files.read_options(opt)
+    for change in changes:
+        options = option_files.merge(options, change)
+    path = Path("experiments") / f"{options['name']}.yml"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(yaml.safe_dump(options, sort_keys=False), encoding="utf-8")
+    subprocess.run([sys.executable, "-m", "hranet_arch", "train", "--auto_resume", "-opt", str(path)], check=True)
+    return options
+
+
+def read_curve(options: dict) -> dict:
+    """PSNR by iteration, and seconds a step, from what the run wrote for TensorBoard."""
+    events = EventAccumulator(str(Path("tb_logger") / options["name"])).Reload()
+    validations = events.Scalars(f"metrics/{options['val']['best_on']}/psnr")
+    validated = {one.step for one in validations}
+    lines = [(one.step, one.wall_time) for one in events.Scalars("losses/l_pix")]
+    seconds = [
+        (after - before) / PRINT_EVERY
+        for (first, before), (second, after) in zip(lines, lines[1:])
+        if second - first == PRINT_EVERY and first not in validated  # a validation comes after its iteration's line
+    ]
+    return {"psnr": {one.step: round(one.value, 4) for one in validations}, "step_seconds": summarize(seconds)}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--opt", type=Path, required=True, metavar="FILE", help="option file to vary")
+    parser.add_argument(
+        "--output", type=Path, required=True, metavar="FILE", help="JSON record to write, or to go on with"
+    )
+    parser.add_argument("--iterations", type=int, default=2000)
+    parser.add_argument("--validate-every", type=int, metavar="N", help="iterations; default: a quarter of all")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--trials", nargs="+", metavar="NAME", help="default: all but DnCNN")
+    arguments = parser.parse_args()
+    try:
+        try_all(arguments)
+    except InputError as error:
+        print(f"try_recipes: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def try_all(arguments: argparse.Namespace) -> None:
+    trials = list_trials(arguments.iterations)
+    names = arguments.trials or [name for name in trials if name != "DnCNN"]
+    if unknown := set(names) - set(trials):
+        raise InputError(f"--trials {', '.join(sorted(unknown))}: there are {', '.join(trials)}.")
+    every = arguments.validate_every or arguments.iterations // 4
+    settings = {"option_file": arguments.opt.as_posix(), "iterations": arguments.iterations, "validate_every": every}
+    record = read_record(arguments.output, settings)
+    for seed in arguments.seeds:
+        for name in names:
+            if any((one["trial"], one["seed"]) == (name, seed) for one in record["results"]):
+                continue
+            run = f"{arguments.output.stem}_{name.replace(' ', '_')}_{seed}"
+            options = train(arguments.opt, [squeeze(run, seed, arguments.iterations, every), trials[name]])
+            result = {"trial": name, "seed": seed, "changes": trials[name], **read_curve(options)}
+            print(f"{name}, seed {seed}: {list(result['psnr'].values())[-1]:.3f} dB", flush=True)
+            record["results"].append(result)
+            write_text(arguments.output, json.dumps(record, indent=1) + "\n")
+
+
+def read_record(path: Path, settings: dict) -> dict:
+    """The record to go on with; a new one where there is none.
+
+    Raises:
+        InputError: if the record there is of other settings.
+    """
+    if not path.is_file():
+        machine = complexity.describe_machine()
+        return {"commit": complexity.describe_commit(), "machine": machine, "settings": settings, "results": []}
+    record = json.loads(path.read_text("utf-8"))
+    if record["settings"] != settings:
+        raise InputError(f"{path}: is of {record['settings']}, not of {settings}; give another --output.")
+    return record
+
+
+if __name__ == "__main__":
+    sys.exit(main())
