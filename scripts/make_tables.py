@@ -133,7 +133,7 @@ def _make_onnx(results: list[dict]) -> list[str]:
 
 
 def _make_trials(results: list[dict]) -> list[str]:
-    """A row for each variant: PSNR by iteration, the last one's distance from the option file as it is, seed by seed."""
+    """A row for each variant: PSNR by iteration, and the last one less that of the option file as it is, by seed."""
     last = {(one["trial"], one["seed"]): list(one["psnr"].values())[-1] for one in results}
     iterations = list(results[0]["psnr"])
     lines = _header("", "seeds", *(f"{int(one):,}: PSNR, dB" for one in iterations), "beside *base*", "ms a step")

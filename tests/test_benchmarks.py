@@ -7,8 +7,12 @@ import sys
 
 import pytest
 import torch
+from torch.utils.tensorboard import SummaryWriter
 
+from hranet_arch import registration
 from hranet_arch.hranet import HRANet
+from hranet_arch.option_files import merge, read_options
+from hranet_arch.options import check_options
 from tests.conftest import REPOSITORY, make_pictures
 
 SCRIPTS = REPOSITORY / "scripts"
@@ -160,3 +164,47 @@ def test_the_page_about_photographs_says_what_its_record_says():
     page = (REPOSITORY / "docs/real.md").read_text()
     for method, mean in record["mean"].items():
         assert f"{mean:.2f} dB |" in next(line for line in page.splitlines() if line.startswith(f"| {method} |"))
+
+
+def test_a_steps_time_is_read_where_nothing_was_validated(scripts, tmp_path, monkeypatch):
+    """20 and 30 seconds for 50 iterations; after the 100th, a validation took another 100."""
+    from try_recipes import PRINT_EVERY, read_curve
+
+    assert PRINT_EVERY == 50
+    monkeypatch.chdir(tmp_path)
+    with SummaryWriter(tmp_path / "tb_logger" / "tiny") as writer:
+        for step, time in ((50, 0), (100, 20), (150, 150), (200, 180)):
+            writer.add_scalar("losses/l_pix", 0.1, step, walltime=time)
+        for step, psnr in ((100, 25.5), (200, 26.25)):
+            writer.add_scalar("metrics/BSD400_val/psnr", psnr, step)
+    curve = read_curve({"name": "tiny", "val": {"best_on": "BSD400_val"}})
+    assert curve["psnr"] == {100: 25.5, 200: 26.25}
+    assert curve["step_seconds"] == pytest.approx({"median": 0.5, "lower_quartile": 0.45, "upper_quartile": 0.55})
+
+
+def test_every_variant_is_an_option_file_that_runs(scripts, tmp_path, monkeypatch):
+    from try_recipes import list_trials, squeeze
+
+    make_pictures(tmp_path / "datasets/BSD400", 1)
+    monkeypatch.chdir(tmp_path)
+    options = read_options(REPOSITORY / "options/released/train_hranet_s_gray_s25.yml")
+    for dataset in options["datasets"].values():
+        del dataset["meta_info_file"]
+    for name, changes in list_trials(1500).items():
+        tried = merge(merge(options, squeeze(name, 0, 1500, 500)), changes)
+        assert (tried == merge(options, squeeze(name, 0, 1500, 500))) == (name == "base")
+        check_options(tried, registration.registries(), is_train=True)
+        assert tried["train"]["scheduler"].get("periods", [1500]) == [1500]
+
+
+def test_variants_stand_beside_the_option_file_as_it_is(scripts):
+    from make_tables import _make_trials
+
+    results = [
+        {"trial": trial, "seed": seed, "psnr": {"50": 25, "100": last}, "step_seconds": {"median": 0.25}}
+        for trial, seed, last in (("base", 0, 26.0), ("base", 1, 26.2), ("L1", 0, 26.1), ("L1", 1, 26.0))
+    ]
+    assert _make_trials(results)[2:] == [
+        "| base | 2 | 25.00 | 26.10 |  | 250 |",
+        "| L1 | 2 | 25.00 | 26.05 | +0.10, -0.20 | 250 |",
+    ]
