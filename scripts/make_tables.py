@@ -40,7 +40,7 @@ def _make_tables(path: Path) -> str:
         "",
     ]
     if "results" in record:
-        make = _make_trials if "iterations" in settings else _make_sizes if "sizes" in path.name else _make_onnx
+        make = _make_trials if "option_file" in settings else _make_sizes if "sizes" in path.name else _make_onnx
         lines += [*make(record["results"]), ""]
     for network, result in record.get("networks", {}).items():
         make = _make_training if "training" in path.name else _make_inference
@@ -51,7 +51,7 @@ def _make_tables(path: Path) -> str:
 def _describe_settings(settings: dict) -> str:
     if "rounds" in settings:
         return f" Median and quartiles of {settings['rounds']} rounds."
-    return f" `{settings['option_file']}` in {settings['iterations']:,} iterations."
+    return f" Variants of `{settings['option_file']}`."
 
 
 def _row(*cells: str) -> str:
@@ -133,17 +133,17 @@ def _make_onnx(results: list[dict]) -> list[str]:
 
 
 def _make_trials(results: list[dict]) -> list[str]:
-    """A row for each variant: PSNR by iteration, and the last one less that of the option file as it is, by seed."""
-    last = {(one["trial"], one["seed"]): list(one["psnr"].values())[-1] for one in results}
-    iterations = list(results[0]["psnr"])
-    lines = _header("", "seeds", *(f"{int(one):,}: PSNR, dB" for one in iterations), "beside *base*", "ms a step")
-    for trial in dict.fromkeys(one["trial"] for one in results):
-        runs = [one for one in results if one["trial"] == trial]
-        means = [f"{np.mean([one['psnr'][key] for one in runs]):.2f}" for key in iterations]
-        beside = [last[trial, one["seed"]] - last["base", one["seed"]] for one in runs if ("base", one["seed"]) in last]
-        beside = ", ".join(f"{one:+.2f}" for one in beside) if trial != "base" else ""
-        step = np.median([one["step_seconds"]["median"] for one in runs])
-        lines.append(_row(trial, str(len(runs)), *means, beside, f"{1000 * step:.0f}"))
+    """A row for each variant and length; beside *base*: less what the option file as it is gave, seed by seed."""
+    last = {(one["trial"], one["iterations"], one["seed"]): list(one["psnr"].values())[-1] for one in results}
+    lines = _header("", "iterations", "minutes", "seeds", "PSNR, dB", "beside *base*")
+    for trial, length in dict.fromkeys((one["trial"], one["iterations"]) for one in results):
+        runs = [one for one in results if (one["trial"], one["iterations"]) == (trial, length)]
+        minutes = length * np.median([one["step_seconds"]["median"] for one in runs]) / 60
+        psnr = {one["seed"]: last[trial, length, one["seed"]] for one in runs}
+        base = {seed: last["base", length, seed] for seed in psnr if ("base", length, seed) in last}
+        beside = [f"{psnr[seed] - base[seed]:+.2f}" for seed in base if trial != "base"]
+        mean = np.mean(list(psnr.values()))
+        lines.append(_row(trial, f"{length:,}", f"{minutes:.1f}", str(len(runs)), f"{mean:.2f}", ", ".join(beside)))
     return lines
 
 

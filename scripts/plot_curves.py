@@ -19,12 +19,14 @@ import matplotlib.pyplot as plt  # after the choice of a back end without a scre
 
 def draw(record: dict, output: Path) -> None:
     figure, (by_iteration, by_time) = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True, layout="constrained")
-    colors = {trial: f"C{i}" for i, trial in enumerate(dict.fromkeys(one["trial"] for one in record["results"]))}
+    names = {id(one): f"{one['trial']}, {one['iterations']:,} iterations" for one in record["results"]}
+    colors = {name: f"C{i}" for i, name in enumerate(dict.fromkeys(names.values()))}
     for one in record["results"]:
         iterations = [int(key) for key in one["psnr"]]
         minutes = [iteration * one["step_seconds"]["median"] / 60 for iteration in iterations]
         for axes, places in ((by_iteration, iterations), (by_time, minutes)):
-            axes.plot(places, list(one["psnr"].values()), ".-", color=colors[one["trial"]], label=one["trial"])
+            name = names[id(one)]
+            axes.plot(places, list(one["psnr"].values()), ".-", color=colors[name], label=name)
     by_iteration.set(xlabel="iterations", ylabel="PSNR on the validation pictures, dB")
     by_time.set(xlabel="minutes of training")
     for axes in (by_iteration, by_time):

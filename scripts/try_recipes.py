@@ -4,10 +4,12 @@
         --output docs/records/recipes.json
     python scripts/try_recipes.py --opt options/released/train_hranet_s_gray_s25.yml --iterations 6000 \
         --trials base DnCNN --output docs/records/control.json
+    python scripts/try_recipes.py --opt options/released/train_hranet_s_gray_s25.yml --iterations 4000 \
+        --trials DnCNN --output docs/records/control.json           # and for as many seconds
 
 Each variant is a `basicsr train` of its own, one after the other, with the option file's schedule squeezed into the
 iterations. PSNR is of the option file's validation set (``val.best_on``), cut from training pictures. What a record
-holds already is not trained again, and a run that was broken off is resumed: seeds and variants can be added later.
+holds already is not trained again, and a run that was broken off is resumed: seeds, variants, lengths are added later.
 ``scripts/make_tables.py`` makes tables from the record, ``scripts/plot_curves.py`` a picture.
 """
 
@@ -74,14 +76,20 @@ def squeeze(name: str, seed: int, iterations: int, every: int) -> dict:
 
 
 def train(opt: Path, changes: list[dict]) -> dict:
-    """Runs ``basicsr train``; returns the options that it ran with."""
+    """Runs ``basicsr train``; returns the options that it ran with.
+
+    Raises:
+        InputError: if it failed.
+    """
     options = option_files.read_options(opt)
     for change in changes:
         options = option_files.merge(options, change)
     path = Path("experiments") / f"{options['name']}.yml"
     path.parent.mkdir(exist_ok=True)
     path.write_text(yaml.safe_dump(options, sort_keys=False), encoding="utf-8")
-    subprocess.run([sys.executable, "-m", "hranet_arch", "train", "--auto_resume", "-opt", str(path)], check=True)
+    command = [sys.executable, "-m", "hranet_arch", "train", "--auto_resume", "-opt", str(path)]
+    if status := subprocess.run(command).returncode:
+        raise InputError(f"{path}: its training ended with status {status}, as said above.")
     return options
 
 
@@ -102,11 +110,9 @@ def read_curve(options: dict) -> dict:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--opt", type=Path, required=True, metavar="FILE", help="option file to vary")
-    parser.add_argument(
-        "--output", type=Path, required=True, metavar="FILE", help="JSON record to write, or to go on with"
-    )
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="JSON record: new, or to go on with")
     parser.add_argument("--iterations", type=int, default=2000)
-    parser.add_argument("--validate-every", type=int, metavar="N", help="iterations; default: a quarter of all")
+    parser.add_argument("--validate-every", type=int, metavar="N", default=500, help="iterations")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--trials", nargs="+", metavar="NAME", help="default: all but DnCNN")
     arguments = parser.parse_args()
@@ -123,26 +129,23 @@ def try_all(arguments: argparse.Namespace) -> None:
     names = arguments.trials or [name for name in trials if name != "DnCNN"]
     if unknown := set(names) - set(trials):
         raise InputError(f"--trials {', '.join(sorted(unknown))}: there are {', '.join(trials)}.")
-    every = arguments.validate_every or arguments.iterations // 4
-    settings = {"option_file": arguments.opt.as_posix(), "iterations": arguments.iterations, "validate_every": every}
-    record = read_record(arguments.output, settings)
-    for seed in arguments.seeds:
-        for name in names:
-            if any((one["trial"], one["seed"]) == (name, seed) for one in record["results"]):
-                continue
-            run = f"{arguments.output.stem}_{name.replace(' ', '_')}_{seed}"
-            options = train(arguments.opt, [squeeze(run, seed, arguments.iterations, every), trials[name]])
-            result = {"trial": name, "seed": seed, "changes": trials[name], **read_curve(options)}
-            print(f"{name}, seed {seed}: {list(result['psnr'].values())[-1]:.3f} dB", flush=True)
-            record["results"].append(result)
-            write_text(arguments.output, json.dumps(record, indent=1) + "\n")
+    length, seeds = arguments.iterations, arguments.seeds
+    record = read_record(arguments.output, {"option_file": arguments.opt.as_posix()})
+    done = {(one["trial"], one["iterations"], one["seed"]) for one in record["results"]}
+    for name, seed in [(name, seed) for seed in seeds for name in names if (name, length, seed) not in done]:
+        run = f"{arguments.output.stem}_{name.replace(' ', '_')}_{length}_{seed}"
+        options = train(arguments.opt, [squeeze(run, seed, length, arguments.validate_every), trials[name]])
+        result = {"trial": name, "iterations": length, "seed": seed, "changes": trials[name], **read_curve(options)}
+        print(f"{name}, seed {seed}: {list(result['psnr'].values())[-1]:.3f} dB", flush=True)
+        record["results"].append(result)
+        write_text(arguments.output, json.dumps(record, indent=1) + "\n")
 
 
 def read_record(path: Path, settings: dict) -> dict:
     """The record to go on with; a new one where there is none.
 
     Raises:
-        InputError: if the record there is of other settings.
+        InputError: if the record there is of another option file.
     """
     if not path.is_file():
         machine = complexity.describe_machine()

@@ -201,10 +201,16 @@ def test_variants_stand_beside_the_option_file_as_it_is(scripts):
     from make_tables import _make_trials
 
     results = [
-        {"trial": trial, "seed": seed, "psnr": {"50": 25, "100": last}, "step_seconds": {"median": 0.25}}
+        {
+            "trial": trial,
+            "iterations": 120,
+            "seed": seed,
+            "psnr": {"50": 25, "120": last},
+            "step_seconds": {"median": 0.25},
+        }
         for trial, seed, last in (("base", 0, 26.0), ("base", 1, 26.2), ("L1", 0, 26.1), ("L1", 1, 26.0))
     ]
     assert _make_trials(results)[2:] == [
-        "| base | 2 | 25.00 | 26.10 |  | 250 |",
-        "| L1 | 2 | 25.00 | 26.05 | +0.10, -0.20 | 250 |",
+        "| base | 120 | 0.5 | 2 | 26.10 |  |",
+        "| L1 | 120 | 0.5 | 2 | 26.05 | +0.10, -0.20 |",
     ]
