@@ -252,7 +252,7 @@ def format_steps(steps: list[dict]) -> str:
 
 def format_results(card: dict) -> list[str]:
     if not card["results"]:
-        return ["No comparison is of such pictures: its validation is all that was measured."]
+        return ["No comparison is of pictures made bad in several ways; what comparisons of one say of it stands in `docs/results.md`."]
     rows = [
         f"| {testset} | {level} | {scores['psnr']:.2f} | {scores['ssim']:.4f} |"
         for testset, levels in card["results"].items()

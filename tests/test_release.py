@@ -149,7 +149,7 @@ def test_weights_for_several_steps_need_no_comparison(recipe, run):
     assert card["results"] == {} and card["validation"]["degradations"] == card["degradations"] == steps
     text = Path("weights/tiny.md").read_text()
     assert "made bad by PoissonGaussianNoise(photons=300), then JPEGCompression(quality=80)." in text
-    assert "No comparison is of such pictures" in text and "| tiny |" not in text
+    assert "No comparison is of pictures made bad in several ways" in text and "| tiny |" not in text
     assert networks.Description.read("weights/tiny.safetensors").task == "denoise"
     assert "[tiny](../hranet_arch/weights/tiny.md) | " in make_results.format_weights(Path("weights"))
 
