@@ -252,7 +252,8 @@ def format_steps(steps: list[dict]) -> str:
 
 def format_results(card: dict) -> list[str]:
     if not card["results"]:
-        return ["No comparison is of pictures made bad in several ways; what comparisons of one say of it stands in `docs/results.md`."]
+        several = "No comparison is of pictures made bad in several ways"
+        return [f"{several}; what comparisons of one say of it stands in `docs/results.md`."]
     rows = [
         f"| {testset} | {level} | {scores['psnr']:.2f} | {scores['ssim']:.4f} |"
         for testset, levels in card["results"].items()
