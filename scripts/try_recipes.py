@@ -52,9 +52,10 @@ def list_trials(iterations: int) -> dict[str, dict]:
         "no average": {"ema_decay": 0},
         "fast average": {"ema_decay": 0.99},
     }
+    train["clipping, rate 2e-3"] = train["clipping"] | train["rate 2e-3"]
+    train["L1, clipping"] = train["L1"] | {"grad_clip": 0.6}  # as often as with the squares: near the median norm
     train["L1, rate 2e-3"] = train["L1"] | train["rate 2e-3"]
-    train["L1, rate 2e-3, warm-up"] = train["L1, rate 2e-3"] | train["warm-up"]
-    train["L1, rate 4e-3, warm-up"] = train["L1"] | train["warm-up"] | {"optim_g": {"lr": 4e-3}}
+    train["L1, clipping, rate 2e-3"] = train["L1, clipping"] | train["rate 2e-3"]
     patches = {"32 patches of 24": (24, 32), "4 patches of 68": (68, 4)}  # as many pixels as 8 patches of 48
     return {
         "base": {},
