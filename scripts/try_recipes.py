@@ -41,7 +41,8 @@ def list_trials(iterations: int) -> dict[str, dict]:
         "rate 2e-3": {"optim_g": {"lr": 2e-3}},
         "AdamW": {"optim_g": {"type": "AdamW", "lr": 1e-3, "weight_decay": 1e-2}},
         "warm-up": {"warmup_iter": iterations // 10},
-        "clipping": {"grad_clip": 0.05},
+        "fp32": {"precision": "fp32"},
+        "clipping": {"grad_clip": 0.05},  # near the median norm of the gradient
         "steps": {
             "scheduler": {
                 "type": "MultiStepLR",
@@ -53,7 +54,7 @@ def list_trials(iterations: int) -> dict[str, dict]:
         "fast average": {"ema_decay": 0.99},
     }
     train["clipping, rate 2e-3"] = train["clipping"] | train["rate 2e-3"]
-    train["L1, clipping"] = train["L1"] | {"grad_clip": 0.6}  # as often as with the squares: near the median norm
+    train["L1, clipping"] = train["L1"] | {"grad_clip": 0.6}  # likewise
     train["L1, rate 2e-3"] = train["L1"] | train["rate 2e-3"]
     train["L1, clipping, rate 2e-3"] = train["L1, clipping"] | train["rate 2e-3"]
     patches = {"32 patches of 24": (24, 32), "4 patches of 68": (68, 4)}  # as many pixels as 8 patches of 48
