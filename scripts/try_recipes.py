@@ -54,6 +54,7 @@ def list_trials(iterations: int) -> dict[str, dict]:
         "fast average": {"ema_decay": 0.99},
     }
     train["clipping, rate 2e-3"] = train["clipping"] | train["rate 2e-3"]
+    train["clipping, rate 4e-3"] = train["clipping"] | {"optim_g": {"lr": 4e-3}}
     train["L1, clipping"] = train["L1"] | {"grad_clip": 0.6}  # likewise
     train["L1, rate 2e-3"] = train["L1"] | train["rate 2e-3"]
     train["L1, clipping, rate 2e-3"] = train["L1, clipping"] | train["rate 2e-3"]
