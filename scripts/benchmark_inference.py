@@ -31,6 +31,7 @@ from hranet_arch.hranet import HRANet, LightweightBlock
 from hranet_arch.images import decode_image, to_float
 
 SIGMA = 25
+RANDOM = Path("random")  # instead of a checkpoint
 
 
 class MergedBlock(nn.Module):
@@ -182,7 +183,7 @@ def main() -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="torch's threads, in each process")
     parser.add_argument("--num-feat", type=int, nargs="+", default=[32, 64])
-    parser.add_argument("--weights", type=Path, nargs="+", help="a checkpoint for each num-feat; default: random")
+    parser.add_argument("--weights", type=Path, nargs="+", help="a checkpoint, or random, for each num-feat")
     parser.add_argument("--sizes", type=_size, nargs="+", default=[(256, 256), (321, 481), (512, 512)])
     parser.add_argument("--pictures", type=Path, help="clean pictures for the cost in dB; default: the sample's four")
     parser.add_argument("--rounds", type=int, default=6)
@@ -197,11 +198,11 @@ def main() -> None:
         parser.error("--weights: one file for each of --num-feat")
     pictures = read_pictures(arguments.pictures)
     results: dict[str, dict] = {}
-    for num_feat, weights in zip(arguments.num_feat, arguments.weights or [None] * len(arguments.num_feat)):
-        settings = {"num_feat": num_feat, "weights": weights and str(weights)}
+    for num_feat, weights in zip(arguments.num_feat, arguments.weights or [RANDOM] * len(arguments.num_feat)):
+        settings = {"num_feat": num_feat, "weights": None if weights == RANDOM else str(weights)}
         settings |= {key: getattr(arguments, key) for key in ("device", "threads")}
         result = results[f"HRANet num_feat={num_feat}"] = measure(settings, arguments, pictures)
-        named = [path.name for path in arguments.weights or []] or "random"
+        named = [path.name for path in arguments.weights or [RANDOM]]
         shown = {**vars(arguments), "output": arguments.output.name, "weights": named, "sigma": SIGMA}
         shown["pictures"] = arguments.pictures.name if arguments.pictures else "sample"
         write_record(arguments.output, shown, arguments.device, {"networks": results})
