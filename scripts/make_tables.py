@@ -29,7 +29,7 @@ def _make_tables(path: Path) -> str:
         return "\nNot measured yet.\n\n"
     record = json.loads(path.read_text())
     machine, settings = record["machine"], record["settings"]
-    threads = settings.get("threads", machine["threads"])
+    threads = settings["threads"] if "threads" in settings else machine["threads"]
     versions = ", ".join(f"{name} {machine['versions'][name]}" for name in ("torch", "onnxruntime")
                          if name in machine["versions"])  # fmt: skip
     lines = [

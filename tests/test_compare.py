@@ -486,10 +486,11 @@ def test_shipped_files_are_understood(name):
 @pytest.mark.slow
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs the published weights and Set12 in ../shared")
 def test_the_published_weights_print_what_their_papers_say(tmp_path, monkeypatch):
-    """Set12 at 25: DnCNN-S 30.45, ADNet 30.59, FFDNet 30.44, each within 0.03 dB."""
+    """Set12 at 25: DnCNN-S 30.45, FFDNet 30.44, each within 0.03 dB; ADNet's are in test_baselines.py."""
     monkeypatch.chdir(tmp_path)
     flags = [f"weights_root={SHARED / 'weights'}", f"datasets_root={SHARED / 'datasets'}", "sigma=[25]"]
     flags += ["testsets:BSD68=null", "methods:Wavelet=null", "methods:Non-local means=null"]
+    flags += ["methods:ADNet=null", "methods:HRANet-S=null"]
     flags += ["costs={sizes: [[32, 32]], rounds: 1}"]
     command = ["compare", "-opt", str(REPOSITORY / "options/compare_gray.yml"), "--force_yml", *flags]
     with pytest.raises(SystemExit) as stop:
@@ -497,7 +498,7 @@ def test_the_published_weights_print_what_their_papers_say(tmp_path, monkeypatch
     assert stop.value.code == 0
     result = read("compare_gray")
     assert result.testsets["Set12"].status == "exact"
-    for method, expected in (("DnCNN-S", 30.45), ("ADNet", 30.59), ("FFDNet", 30.44)):
+    for method, expected in (("DnCNN-S", 30.45), ("FFDNet", 30.44)):
         assert result.find(method, "Set12", 25).psnr == pytest.approx(expected, abs=0.03)
     dncnn = result.methods["DnCNN-S"].costs[0]
     assert dncnn.macs == 554_112 * 256 * 256 and dncnn.parameters == pytest.approx(555_137, abs=0)
