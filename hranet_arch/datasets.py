@@ -188,8 +188,8 @@ class DegradationDataset(Dataset):
 
     For training: random crops, flips and rotations, then the steps. A crop is taken with the ``margin`` that the steps
     ask for, so that what is inside is as if the whole picture had gone through them (but JPEG's blocks, which start at
-    the crop's corner). For validation and test: whole
-    pictures, cut to a multiple of the scale, with the same random numbers for each (NumPy's legacy generator, seed 0).
+    the crop's corner). For validation and test: whole pictures, cut to a multiple of the scale, with the same random
+    numbers for each (NumPy's legacy generator, seed 0).
 
     Args:
         opt: ``name``, ``phase``, ``dataroot_gt`` (folder or ``.lmdb``), ``degradations`` (see ``degradations.py``),

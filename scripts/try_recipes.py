@@ -141,7 +141,8 @@ def try_all(arguments: argparse.Namespace) -> None:
     for name, seed in [(name, seed) for seed in seeds for name in names if (name, length, seed) not in done]:
         run = f"{arguments.output.stem}_{name.replace(' ', '_')}_{length}_{seed}"
         options = train(arguments.opt, [squeeze(run, seed, length, arguments.validate_every), trials[name]])
-        result = {"trial": name, "iterations": length, "seed": seed, "changes": trials[name], **read_curve(options)}
+        result = {"trial": name, "iterations": length, "seed": seed, "changes": trials[name]}
+        result |= {"commit": complexity.describe_commit(), **read_curve(options)}  # a record may grow over commits
         print(f"{name}, seed {seed}: {list(result['psnr'].values())[-1]:.3f} dB", flush=True)
         record["results"].append(result)
         write_text(arguments.output, json.dumps(record, indent=1) + "\n")
