@@ -13,7 +13,7 @@ import random
 import sys
 from pathlib import Path
 
-from hranet_arch import cli_restore
+from hranet_arch import cli_prepare, cli_restore
 from hranet_arch.errors import InputError, Interrupted, TrainingError
 
 CHANNEL_KEYS = ("num_in_ch", "in_chans", "in_channels")  # what networks call the channels of their input
@@ -148,61 +148,6 @@ def _name_file(error: InputError, file: str) -> InputError:
     return InputError("\n".join(f"{file}: {line}" for line in str(error).splitlines()))
 
 
-# --- prepare ----------------------------------------------------------------------------------------------------------
-
-
-def _prepare_lmdb(arguments: argparse.Namespace) -> None:
-    from hranet_arch import prepare
-
-    _report(prepare.prepare_lmdb(arguments.input, arguments.output, **_cutting(arguments)))
-
-
-def _prepare_pairs(arguments: argparse.Namespace) -> None:
-    from hranet_arch import prepare
-
-    _report(
-        prepare.prepare_pairs(
-            arguments.input_lq, arguments.input_gt, arguments.output_lq, arguments.output_gt,
-            filename_tmpl=arguments.filename_tmpl, scale=arguments.scale, **_cutting(arguments),
-        )
-    )  # fmt: skip
-
-
-def _prepare_sample(arguments: argparse.Namespace) -> None:
-    from hranet_arch import sample
-
-    for summary in sample.prepare_sample(overwrite=arguments.overwrite).values():
-        _report(summary)
-
-
-def _prepare_testsets(arguments: argparse.Namespace) -> None:
-    from hranet_arch import overlaps, testsets
-
-    found = testsets.find_testsets(getattr(arguments, "from"))
-    for one in found:
-        if one.is_usable:
-            print(f"{testsets.link_or_copy(one, arguments.output, link=arguments.link)}: {one.name}, {one.status}")
-    for line in testsets.list_missing(found):
-        print(line)
-    if arguments.training:
-        usable = {one.name: list(one.files.values()) for one in found if one.is_usable}
-        overlaps.refuse_test_pictures(arguments.training, usable)
-        print(f"{', '.join(arguments.training)}: no picture of {', '.join(usable) or 'no set'} in it")
-
-
-def _cutting(arguments: argparse.Namespace) -> dict:
-    names = ("crop_size", "step", "gray", "workers", "skip_bad", "overwrite")
-    return {name: getattr(arguments, name) for name in names}
-
-
-def _report(summary: dict) -> None:
-    for reason in summary["left_out"]:
-        print(f"left out: {reason}")
-    paths = " and ".join(value for key, value in summary.items() if key.endswith("path"))
-    state = "is up to date" if summary["unchanged"] else "written"
-    print(f"{paths}: {state}; {summary['pictures']} pictures, {summary['entries']} entries")
-
-
 # --- list, doctor -----------------------------------------------------------------------------------------------------
 
 
@@ -324,7 +269,9 @@ def _build_parser() -> argparse.ArgumentParser:
     _add_force_yml(compare)
     example = "basicsr prepare lmdb --input pictures --output datasets/mine.lmdb"
     prepare = _add(verbs, "prepare", "pictures to LMDBs that BasicSR reads", None, example)
-    _add_prepare_verbs(prepare.add_subparsers(dest="what", required=True, metavar="WHAT"))
+    what = prepare.add_subparsers(dest="what", required=True, metavar="WHAT")
+    for verb, (text, run, example) in cli_prepare.VERBS.items():
+        cli_prepare.add_arguments(_add(what, verb, text, run, example), verb)
     listing = _add(verbs, "list", "what option files may name", _list, "basicsr list\n  basicsr list arch")
     kinds = ("arch", "model", "dataset", "loss", "metric", "optimizer", "scheduler")
     listing.add_argument("kind", nargs="?", choices=kinds, help="only this kind")
@@ -377,36 +324,3 @@ def _add_force_yml(parser: argparse.ArgumentParser) -> None:
         metavar="KEY:KEY=VALUE",
         help="change options, e.g. train:total_iter=1000 (VALUE is YAML)",
     )
-
-
-def _add_prepare_verbs(verbs) -> None:
-    example = "basicsr prepare lmdb --input pictures --output datasets/mine.lmdb --crop-size 240 --step 240"
-    lmdb = _add(verbs, "lmdb", "a folder of pictures to one LMDB", _prepare_lmdb, example)
-    lmdb.add_argument("--input", required=True, metavar="DIR", help="folder of pictures (its subfolders too)")
-    lmdb.add_argument("--output", required=True, metavar="X.lmdb", help="LMDB folder to make")
-    example = "basicsr prepare pairs --input-lq noisy --input-gt clean --output-lq noisy.lmdb --output-gt clean.lmdb"
-    pairs = _add(verbs, "pairs", "two folders of paired pictures to two LMDBs", _prepare_pairs, example)
-    for kind, text in (("lq", "degraded (noisy)"), ("gt", "clean")):
-        pairs.add_argument(f"--input-{kind}", required=True, metavar="DIR", help=f"folder of {text} pictures")
-        pairs.add_argument(f"--output-{kind}", required=True, metavar="X.lmdb", help=f"LMDB folder of {text} pictures")
-    pairs.add_argument(
-        "--filename-tmpl", default="{}", help="a degraded picture's name, from the clean one's: {}_noisy"
-    )
-    pairs.add_argument("--scale", type=int, default=1, help="size of the clean pictures over the degraded ones'")
-    for parser in (lmdb, pairs):
-        parser.add_argument("--crop-size", type=int, metavar="N", help="cut into sub-pictures of NxN pixels")
-        parser.add_argument("--step", type=int, metavar="N", help="distance of sub-pictures (default: --crop-size)")
-        parser.add_argument("--gray", action="store_true", help="store one channel")
-        parser.add_argument("--workers", type=int, metavar="N", help="pictures read at the same time")
-        parser.add_argument("--skip-bad", action="store_true", help="leave out and name pictures that cannot be used")
-        parser.add_argument("--overwrite", action="store_true", help="replace an LMDB of other pictures or settings")
-    text = "the bundled sample, under datasets/sample"
-    text = "benchmark sets, recognised by their pixels or names, laid out by name"
-    testsets = _add(verbs, "testsets", text, _prepare_testsets, "basicsr prepare testsets --from downloads")
-    testsets.add_argument("--from", required=True, metavar="DIR", help="folder to search, with its subfolders")
-    testsets.add_argument("--output", default="datasets", metavar="DIR", help="where each gets a folder (datasets)")
-    testsets.add_argument("--link", action="store_true", help="link the files instead of copying them")
-    help_text = "training folders or LMDBs that must hold none of the test pictures, crops and altered copies included"
-    testsets.add_argument("--training", nargs="+", metavar="PATH", help=help_text)
-    sample = _add(verbs, "sample", text, _prepare_sample, "basicsr prepare sample")
-    sample.add_argument("--overwrite", action="store_true", help="replace one made by another version")

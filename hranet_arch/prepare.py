@@ -23,7 +23,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import cv2
 import filelock
 import lmdb
 import numpy as np
@@ -31,13 +30,9 @@ from tqdm import tqdm
 
 from hranet_arch.errors import InputError
 from hranet_arch.images import SUFFIXES, decode_image
+from hranet_arch.lmdb_writer import FILES, Entry, LMDBWriter, encode, publish, sibling
 
 FORMAT = 1  # of the manifest; a change of what is written for the same pictures and settings raises it
-
-_FILES = {"data.mdb", "lock.mdb", "meta_info.txt", "manifest.json"}
-_FIRST_MAP_SIZE = 16 * 2**20  # doubled when full: Windows allocates the whole map on disk, so a huge one is no way out
-_BATCH = 16 * 2**20  # bytes of pictures that wait in memory for one LMDB transaction
-_Entry = tuple[str, bytes, tuple[int, int, int]]  # key, PNG, (h, w, c)
 
 
 @dataclass(frozen=True)
@@ -218,18 +213,18 @@ def _prepare(recipe: _Recipe, workers: int | None, skip_bad: bool, overwrite: bo
         try:
             for output in sorted(outputs):  # in one order, so that two runs never wait for each other
                 output.parent.mkdir(parents=True, exist_ok=True)
-                stack.enter_context(filelock.FileLock(_sibling(output, "lock")))
+                stack.enter_context(filelock.FileLock(sibling(output, "lock")))
             existing = [side for side in recipe.sides if side.output.exists()]
             records = [_check_existing(recipe, side, workers, skip_bad, overwrite) for side in existing]
             unchanged = len(existing) == len(outputs) and not overwrite
             if not unchanged:
                 records = _write_outputs(recipe, workers, skip_bad)
-                _publish(outputs)
+                publish(outputs)
         except (OSError, lmdb.Error) as error:
             raise InputError(f"{', '.join(map(str, outputs))}: cannot be written: {error}.") from error
         finally:
             for output in outputs:
-                shutil.rmtree(_sibling(output, "tmp"), ignore_errors=True)
+                shutil.rmtree(sibling(output, "tmp"), ignore_errors=True)
     reasons = [record["left_out"] for record in records[0] if "left_out" in record]
     return {
         **{side.label: str(side.output) for side in recipe.sides},
@@ -260,13 +255,9 @@ def _check_recipe(recipe: _Recipe, workers: int) -> None:
         raise InputError(f"{recipe.sides[0].output}: given for both outputs. Give two.")
 
 
-def _sibling(output: Path, role: str) -> Path:
-    return output.with_name(f".{output.name}.{role}")
-
-
 def _check_existing(recipe: _Recipe, side: _Side, workers: int, skip_bad: bool, overwrite: bool) -> list[dict]:
     """Refuses an output that may not be replaced or is not what the recipe makes; returns its manifest's records."""
-    foreign = set(os.listdir(side.output)) - _FILES if side.output.is_dir() else {"it is no folder"}
+    foreign = set(os.listdir(side.output)) - FILES if side.output.is_dir() else {"it is no folder"}
     if foreign:
         found = ", ".join(sorted(foreign)[:5])
         raise InputError(f"{side.output}: is there already and is no LMDB folder ({found}). Give another output.")
@@ -339,7 +330,7 @@ def _write_outputs(recipe: _Recipe, workers: int, skip_bad: bool) -> list[list[d
     """Writes every side under its temporary name; returns each side's records for the manifest."""
     records = [[] for _ in recipe.sides]
     with contextlib.ExitStack() as stack:
-        writers = [stack.enter_context(contextlib.closing(_Writer(side.output))) for side in recipe.sides]
+        writers = [stack.enter_context(contextlib.closing(LMDBWriter(side.output))) for side in recipe.sides]
         results = _map_in_order(_convert, ((recipe, key, names) for key, names in recipe.items), workers)
         for result in tqdm(results, recipe.sides[-1].output.name, len(recipe.items), unit="picture", disable=None):
             for writer, kept, (record, entries) in zip(writers, records, result):
@@ -351,7 +342,7 @@ def _write_outputs(recipe: _Recipe, workers: int, skip_bad: bool) -> list[list[d
     return records
 
 
-def _convert(recipe: _Recipe, key: str, names: tuple[str, ...]) -> list[tuple[dict, list[_Entry]]]:
+def _convert(recipe: _Recipe, key: str, names: tuple[str, ...]) -> list[tuple[dict, list[Entry]]]:
     """Reads, checks, cuts and encodes one picture: for each side, its record for the manifest and its entries."""
     paths = [side.folder / name for side, name in zip(recipe.sides, names)]
     records, contents = zip(*(_fingerprint(path, name, key) for path, name in zip(paths, names)))
@@ -370,7 +361,7 @@ def _decode(data: bytes, name: str, gray: bool) -> np.ndarray:
     return decode_image(data, name, "gray" if gray or image.ndim == 2 else "rgb")
 
 
-def _cut(recipe: _Recipe, key: str, paths: list[Path], images: list[np.ndarray]) -> list[list[_Entry]]:
+def _cut(recipe: _Recipe, key: str, paths: list[Path], images: list[np.ndarray]) -> list[list[Entry]]:
     """Entries of each side, cut at corresponding places."""
     divisors = [side.divisor for side in recipe.sides]
     sizes = [(image.shape[0] * divisor, image.shape[1] * divisor) for image, divisor in zip(images, divisors)]
@@ -379,12 +370,12 @@ def _cut(recipe: _Recipe, key: str, paths: list[Path], images: list[np.ndarray])
         raise InputError(f"{gt_path}: {gt} pixels (h x w), not {recipe.settings.scale} times {lq_path}, {lq}.")
     crop = recipe.settings.crop_size
     if crop is None:
-        return [[_encode(key, image)] for image in images]
+        return [[encode(key, image)] for image in images]
     if min(sizes[0]) < crop:
         raise InputError(f"{paths[-1]}: {sizes[0][0]}x{sizes[0][1]} pixels (h x w), smaller than crop_size {crop}.")
     places = _list_places(*sizes[0], recipe.settings)
     return [
-        [_encode(key + end, image[y // n : (y + crop) // n, x // n : (x + crop) // n]) for end, y, x in places]
+        [encode(key + end, image[y // n : (y + crop) // n, x // n : (x + crop) // n]) for end, y, x in places]
         for image, n in zip(images, divisors)
     ]
 
@@ -394,71 +385,3 @@ def _list_places(height: int, width: int, settings: _Settings) -> list[tuple[str
     down, right = height - settings.crop_size, width - settings.crop_size
     rows, columns = ([*range(0, last, settings.step), last] for last in (down, right))
     return [(f"_s{number:03d}", y, x) for number, (y, x) in enumerate(itertools.product(rows, columns), 1)]
-
-
-def _encode(key: str, image: np.ndarray) -> _Entry:
-    _, png = cv2.imencode(".png", image, [cv2.IMWRITE_PNG_COMPRESSION, 1])
-    return key, png.tobytes(), (*image.shape[:2], 1 if image.ndim == 2 else image.shape[2])
-
-
-class _Writer:
-    """An LMDB folder under its temporary name."""
-
-    def __init__(self, output: Path) -> None:
-        self.folder = _sibling(output, "tmp")
-        for rest in (self.folder, _sibling(output, "old")):  # of a run that was killed: the lock is ours
-            shutil.rmtree(rest, ignore_errors=True)
-        self.folder.mkdir()
-        self.env = lmdb.open(str(self.folder), map_size=_FIRST_MAP_SIZE, sync=False)  # synced once, in finish
-        self.batch, self.batch_bytes, self.lines = [], 0, []
-
-    def put(self, entries: list[_Entry]) -> None:
-        for key, png, (height, width, channels) in entries:
-            self.batch.append((key.encode("ascii"), png))
-            self.batch_bytes += len(png)
-            self.lines.append(f"{key}.png ({height},{width},{channels}) 1\n")
-        if self.batch_bytes >= _BATCH:
-            self._commit()
-
-    def finish(self, manifest: dict) -> None:
-        self._commit()
-        self.env.sync(True)
-        self.close()
-        manifest = {"data_bytes": os.path.getsize(self.folder / "data.mdb"), **manifest}
-        texts = {"meta_info.txt": "".join(self.lines), "manifest.json": json.dumps(manifest, indent=1) + "\n"}
-        for name, text in texts.items():
-            with open(self.folder / name, "w", encoding="utf-8", newline="\n") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-
-    def close(self) -> None:
-        self.env.close()
-
-    def _commit(self) -> None:
-        while True:
-            try:
-                with self.env.begin(write=True) as transaction:
-                    for key, png in self.batch:
-                        transaction.put(key, png)
-                break
-            except lmdb.MapFullError:  # the transaction has been undone
-                self.env.set_mapsize(2 * self.env.info()["map_size"])
-        self.batch, self.batch_bytes = [], 0
-
-
-def _publish(outputs: list[Path]) -> None:
-    """Gives all outputs their final names, or none; what was there before is deleted."""
-    moved = []
-    try:
-        for output in outputs:
-            for source, target in ((output, _sibling(output, "old")), (_sibling(output, "tmp"), output)):
-                if source.exists():
-                    os.replace(source, target)
-                    moved.append((source, target))
-    except OSError:
-        for source, target in reversed(moved):
-            os.replace(target, source)
-        raise
-    for output in outputs:
-        shutil.rmtree(_sibling(output, "old"), ignore_errors=True)

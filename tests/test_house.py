@@ -15,11 +15,11 @@ from tests.conftest import REPOSITORY
 
 PACKAGE = REPOSITORY / "hranet_arch"
 WITHOUT_BASICSR = (
-    "hranet", "tiling", "noise", "images", "errors", "metrics", "checkpoints", "lmdb_reader", "schema", "option_files",
-    "options", "resize", "pages", "prepare", "sample", "baselines", "complexity", "testsets",
-    "overlaps", "record", "scores", "tables", "plots", "examples", "report", "journal",
-    "restore", "networks", "memory", "symmetries", "restore_files", "cli_restore", "before_after", "pictures", "png",
-    "tiff", "exr", "onnx_network", "export", "demo_cleaner", "device_batches", "allocator",
+    "hranet", "tiling", "noise", "images", "errors", "metrics", "checkpoints", "lmdb_reader", "lmdb_writer", "schema",
+    "option_files", "options", "resize", "pages", "prepare", "cli_prepare", "sample", "baselines", "complexity",
+    "testsets", "overlaps", "record", "scores", "tables", "plots", "examples", "report", "journal", "restore",
+    "networks", "memory", "symmetries", "restore_files", "cli_restore", "before_after", "pictures", "png", "tiff",
+    "exr", "onnx_network", "export", "demo_cleaner", "device_batches", "allocator",
 )  # fmt: skip
 README = (REPOSITORY / "README.md").read_text()
 
@@ -60,7 +60,7 @@ def test_nothing_is_evaluated_and_only_the_command_prints():
     for path in PACKAGE.glob("**/*.py"):
         calls = [node.func.id for node in ast.walk(ast.parse(path.read_text()))
                  if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]  # fmt: skip
-        assert "print" not in calls or path.name in ("cli.py", "cli_restore.py", "doctor.py"), path
+        assert "print" not in calls or path.name in ("cli.py", "cli_prepare.py", "cli_restore.py", "doctor.py"), path
         assert not {"eval", "exec"} & set(calls), path
 
 

@@ -11,7 +11,7 @@ import lmdb
 import numpy as np
 import pytest
 
-from hranet_arch import prepare
+from hranet_arch import lmdb_writer, prepare
 from hranet_arch.errors import InputError
 from hranet_arch.prepare import prepare_lmdb, prepare_pairs
 
@@ -84,7 +84,7 @@ def test_pictures_come_back_bit_identical(tmp_path, channels, dtype, suffix):
         "left_out": [],
         "unchanged": False,
     }
-    assert sorted(os.listdir(tmp_path / "deep" / "out.lmdb")) == sorted(prepare._FILES)
+    assert sorted(os.listdir(tmp_path / "deep" / "out.lmdb")) == sorted(lmdb_writer.FILES)
 
 
 def test_alpha_is_dropped(tmp_path):
@@ -162,8 +162,8 @@ def test_manifest_states_sizes_hashes_keys_and_settings(source, tmp_path):
 
 
 def test_the_map_grows_when_a_tiny_picture_comes_first(tmp_path, monkeypatch):
-    monkeypatch.setattr(prepare, "_FIRST_MAP_SIZE", 2**15)
-    monkeypatch.setattr(prepare, "_BATCH", 2**17)
+    monkeypatch.setattr(lmdb_writer, "_FIRST_MAP_SIZE", 2**15)
+    monkeypatch.setattr(lmdb_writer, "_BATCH", 2**17)
     save(tmp_path / "in" / "a.png", np.zeros((1, 1), np.uint8))
     images = {f"b{i}": save(tmp_path / "in" / f"b{i}.png", make_picture(200, 300, seed=i)) for i in range(8)}
     prepare_lmdb(tmp_path / "in", tmp_path / "out.lmdb")
@@ -176,7 +176,7 @@ def test_the_map_grows_when_a_tiny_picture_comes_first(tmp_path, monkeypatch):
 def test_the_number_of_workers_does_not_change_a_byte(source, tmp_path, workers):
     prepare_lmdb(source, tmp_path / "one.lmdb", workers=1)
     prepare_lmdb(source, tmp_path / "more.lmdb", workers=workers)
-    for name in prepare._FILES - {"lock.mdb"}:
+    for name in lmdb_writer.FILES - {"lock.mdb"}:
         assert (tmp_path / "one.lmdb" / name).read_bytes() == (tmp_path / "more.lmdb" / name).read_bytes()
 
 
@@ -297,7 +297,7 @@ def test_a_run_that_fails_leaves_nothing_or_what_was_there(source, tmp_path, mon
     prepare_lmdb(source, tmp_path / "old.lmdb")
     before = (tmp_path / "old.lmdb" / "data.mdb").read_bytes()
     with monkeypatch.context() as patch:
-        patch.setattr(prepare._Writer, "finish", fail)
+        patch.setattr(lmdb_writer.LMDBWriter, "finish", fail)
         for name in ("new.lmdb", "old.lmdb"):
             with pytest.raises(KeyboardInterrupt if error is KeyboardInterrupt else InputError):
                 prepare_lmdb(source, tmp_path / name, overwrite=True)
