@@ -86,7 +86,7 @@ class Cleaner:
         with tempfile.TemporaryDirectory(prefix="basicsr-demo-") as folder:
             picture = self._read(data, Path(folder))
             estimated = estimate_sigma(picture.pixels)
-            denoiser = self._choose(self.models[model], picture, estimated if sigma is None else sigma)
+            denoiser = self._choose(self.models[model], picture, sigma, estimated)
             told = None
             if denoiser.network.takes_sigma:
                 told = estimated if sigma is None else sigma
@@ -127,10 +127,10 @@ class Cleaner:
         except InputError as error:
             raise InputError(str(error).replace(f"{path}: ", "").replace(f" '{path}'", "")) from error
 
-    def _choose(self, model: str, picture: Picture, sigma: float | None) -> Denoiser:
+    def _choose(self, model: str, picture: Picture, sigma: float | None, estimated: float | None) -> Denoiser:
         if model == AUTOMATIC:
-            color = "gray" if picture.is_gray else "rgb"
-            model = networks.choose_denoiser(self.released, color, sigma).name
+            color, level = "gray" if picture.is_gray else "rgb", estimated if sigma is None else sigma
+            model = networks.choose_denoiser(self.released, color, level, is_estimated=sigma is None).name
         return self._load(model)
 
     def _load(self, model: str) -> Denoiser:

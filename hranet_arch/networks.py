@@ -271,7 +271,11 @@ CLOSE = 1.25  # a network for one noise level does well up to this ratio of the 
 
 
 def choose_denoiser(
-    released: Mapping[str, Description], color: Color, sigma: float | Literal["blind"] | None
+    released: Mapping[str, Description],
+    color: Color,
+    sigma: float | Literal["blind"] | None,
+    *,
+    is_estimated: bool = False,
 ) -> Description:
     """Picks the network that takes a picture's noise away.
 
@@ -279,12 +283,14 @@ def choose_denoiser(
     ``'blind'`` and for None (a level that is not known: the picture is too small) a blind one; for a noise level the
     network trained for the nearest one if that is within ``CLOSE``, else one that is told the level or a blind one
     whose range holds it. Where there is none, one that no level was said of, as of those for the noise of photographs;
-    else the nearest, and for None the one for the weakest noise.
+    else the nearest, and for None the one for the weakest noise. An estimate says how strong the noise is and not that
+    it is white: with one, a network for the noise of photographs comes first.
 
     Args:
         released: those for denoising by name, as ``list_released`` gives them.
         color: of the picture.
         sigma: noise level in grey levels.
+        is_estimated: nobody said the level; it is the picture's estimate, or None.
 
     Raises:
         InputError: if none fits.
@@ -296,6 +302,8 @@ def choose_denoiser(
     flexible = [one for one in fitting if one.is_blind and not (one.takes_sigma and not isinstance(sigma, float | int))]
     fixed = [one for one in fitting if one.sigma is not None and not one.is_blind]
     unsaid = [one for one in fitting if one.sigma is None]
+    if is_estimated and unsaid:
+        return unsaid[0]
     if isinstance(sigma, (int, float)):
         ranked = sorted(fixed, key=lambda one: _distance(one, sigma))
         if ranked and _distance(ranked[0], sigma) <= CLOSE:

@@ -248,8 +248,9 @@ class _Worker:
         elif settings.task == "jpeg":
             chosen = networks.choose_deblocker(self.released, color)
         else:
-            sigma = estimated if settings.sigma == "auto" else settings.sigma
-            chosen = networks.choose_denoiser(self.released, color, sigma)
+            is_estimated = settings.sigma == "auto"
+            sigma = estimated if is_estimated else settings.sigma
+            chosen = networks.choose_denoiser(self.released, color, sigma, is_estimated=is_estimated)
         return self._load(chosen.path)
 
     def _load(self, weights: str | Path) -> Restorer:

@@ -512,6 +512,18 @@ def test_the_network_that_fits_the_picture_is_chosen(names, color, sigma, chosen
 
 
 @pytest.mark.parametrize(
+    ("names", "sigma", "chosen"),
+    [
+        (["rgb_25", "rgb_photo", "rgb_0-55"], 24.0, "rgb_photo"),
+        (["rgb_25", "rgb_photo", "rgb_0-55"], None, "rgb_photo"),
+        (["rgb_15", "rgb_25", "gray_photo"], 24.0, "rgb_25"),
+    ],
+)
+def test_an_estimate_does_not_say_that_noise_is_white(names, sigma, chosen):
+    assert networks.choose_denoiser(catalogue(*names), "rgb", sigma, is_estimated=True).name == chosen
+
+
+@pytest.mark.parametrize(
     ("names", "color", "sigma", "message"),
     [
         ([], "gray", 25.0, "No network that takes noise out of pictures is released yet. .*--model FILE"),
