@@ -26,8 +26,9 @@ install: $(INSTALLED)
 demo: install
 	$(VENV)/bin/python scripts/demo.py
 
+# A worker for each core, four at most: each has torch in memory, and the largest pictures take 4 GB.
 test: install
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 # BasicSR 1.4.2 comes as source alone, and from Python 3.13 on its setup.py fails with KeyError: '__version__': exec()
 # no longer leaves names in a function's locals() (PEP 667). There its wheel is built first, with an exec() that does.
