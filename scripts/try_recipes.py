@@ -2,9 +2,9 @@
 
     python scripts/try_recipes.py --opt options/released/train_hranet_s_gray_s25.yml --iterations 2000 \
         --output docs/records/recipes.json
-    python scripts/try_recipes.py --opt options/released/train_hranet_s_gray_s25.yml --iterations 6000 \
-        --trials base DnCNN --output docs/records/control.json
-    python scripts/try_recipes.py --opt options/released/train_hranet_s_gray_s25.yml --iterations 4000 \
+    python scripts/try_recipes.py --opt options/released/train_hranet_s_gray_s25.yml --iterations 1500 \
+        --trials HRANet-S DnCNN "DnCNN, base" --output docs/records/control.json
+    python scripts/try_recipes.py --opt options/released/train_hranet_s_gray_s25.yml --iterations 1000 \
         --trials DnCNN --output docs/records/control.json           # and for as many seconds
 
 Each variant is a `basicsr train` of its own, one after the other, with the option file's schedule squeezed into the
@@ -30,11 +30,14 @@ from hranet_arch.errors import InputError
 from hranet_arch.record import write_text
 
 PRINT_EVERY = 50  # iterations; a step's time is measured between two lines of the log
+BASE = {"grad_clip": None, "optim_g": {"type": "Adam", "lr": 1e-3}}  # where the experiments began
+CONTROL = ("HRANet-S", "DnCNN", "DnCNN, base")
 
 
 def list_trials(iterations: int) -> dict[str, dict]:
-    """What each variant changes of the option file."""
+    """What each variant changes of the option file: the recipe that the experiments began with, or that they found."""
     train = {
+        "base": {},
         "L1": {"pixel_opt": {"type": "L1Loss"}},
         "Charbonnier": {"pixel_opt": {"type": "CharbonnierLoss", "eps": 1e-6}},
         "rate 5e-4": {"optim_g": {"lr": 5e-4}},
@@ -59,14 +62,15 @@ def list_trials(iterations: int) -> dict[str, dict]:
     train["L1, rate 2e-3"] = train["L1"] | train["rate 2e-3"]
     train["L1, clipping, rate 2e-3"] = train["L1, clipping"] | train["rate 2e-3"]
     patches = {"32 patches of 24": (24, 32), "4 patches of 68": (68, 4)}  # as many pixels as 8 patches of 48
+    found = option_files.merge(BASE, train["clipping, rate 2e-3"])
+    dncnn = {"network_g": {"type": "DnCNN", "num_in_ch": 1, "num_out_ch": 1}}
     return {
-        "base": {},
-        **{name: {"train": changes} for name, changes in train.items()},
+        **{name: {"train": option_files.merge(BASE, changes)} for name, changes in train.items()},
         **{
-            name: {"datasets": {"train": {"gt_size": size, "batch_size_per_gpu": count}}}
+            name: {"train": BASE, "datasets": {"train": {"gt_size": size, "batch_size_per_gpu": count}}}
             for name, (size, count) in patches.items()
         },
-        "DnCNN": {"network_g": {"type": "DnCNN", "num_in_ch": 1, "num_out_ch": 1}},
+        **dict(zip(CONTROL, ({"train": found}, dncnn | {"train": found}, dncnn | {"train": BASE}))),
     }
 
 
@@ -120,7 +124,7 @@ def main() -> int:
     parser.add_argument("--iterations", type=int, default=2000)
     parser.add_argument("--validate-every", type=int, metavar="N", default=500, help="iterations")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--trials", nargs="+", metavar="NAME", help="default: all but DnCNN")
+    parser.add_argument("--trials", nargs="+", metavar="NAME", help=f"default: all but {', '.join(CONTROL)}")
     arguments = parser.parse_args()
     try:
         try_all(arguments)
@@ -132,7 +136,7 @@ def main() -> int:
 
 def try_all(arguments: argparse.Namespace) -> None:
     trials = list_trials(arguments.iterations)
-    names = arguments.trials or [name for name in trials if name != "DnCNN"]
+    names = arguments.trials or [name for name in trials if name not in CONTROL]
     if unknown := set(names) - set(trials):
         raise InputError(f"--trials {', '.join(sorted(unknown))}: there are {', '.join(trials)}.")
     length, seeds = arguments.iterations, arguments.seeds

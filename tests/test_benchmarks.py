@@ -190,9 +190,11 @@ def test_every_variant_is_an_option_file_that_runs(scripts, tmp_path, monkeypatc
     options = read_options(REPOSITORY / "options/released/train_hranet_s_gray_s25.yml")
     for dataset in options["datasets"].values():
         del dataset["meta_info_file"]
+    seen = []
     for name, changes in list_trials(1500).items():
-        tried = merge(merge(options, squeeze(name, 0, 1500, 500)), changes)
-        assert (tried == merge(options, squeeze(name, 0, 1500, 500))) == (name == "base")
+        tried = merge(merge(options, squeeze("trial", 0, 1500, 500)), changes)
+        assert tried not in seen or name == "HRANet-S"  # the control's is one of the others
+        seen.append(tried)
         check_options(tried, registration.registries(), is_train=True)
         assert tried["train"]["scheduler"].get("periods", [1500]) == [1500]
 
