@@ -30,6 +30,13 @@ class LayerNorm2d(nn.LayerNorm):
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
+class ConvReLU(nn.Conv2d):
+    """A convolution and the ReLU behind it, which ``fusion.py`` computes in one go."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(super().forward(x), inplace=True)
+
+
 class LightweightBlock(nn.Module):
     """LWB, the lightweight block (claim 4): layer norm, two depthwise-separable branches, a 5x5 and a 3x3 branch.
 
@@ -46,14 +53,14 @@ class LightweightBlock(nn.Module):
         self.norm = LayerNorm2d(num_in_ch)
         self.separable1 = _depthwise_separable(num_in_ch, num_feat)
         self.separable2 = _depthwise_separable(num_in_ch, num_feat)
-        self.conv5x5 = nn.Conv2d(num_feat, num_feat, 5, padding=2)
-        self.conv3x3 = nn.Conv2d(num_feat, num_feat, 3, padding=1)
+        self.conv5x5 = ConvReLU(num_feat, num_feat, 5, padding=2)
+        self.conv3x3 = ConvReLU(num_feat, num_feat, 3, padding=1)
         self.conv1x1 = nn.Conv2d(num_feat, num_feat, 1)
 
     def forward(self, z: Tensor) -> Tensor:
         u = self.norm(z)
         s = self.separable1(u) + self.separable2(u)
-        t = F.relu(self.conv5x5(s), inplace=True) + F.relu(self.conv3x3(s), inplace=True)
+        t = self.conv5x5(s) + self.conv3x3(s)
         return self.conv1x1(t)
 
 

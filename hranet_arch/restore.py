@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hranet_arch import memory, tiling
+from hranet_arch import fusion, memory, tiling
 from hranet_arch.errors import InputError
 from hranet_arch.networks import Backend, Description, LoadedNetwork, Task, load_network, require_task
 from hranet_arch.noise import estimate_sigma
@@ -27,6 +27,7 @@ from hranet_arch.symmetries import IDENTITY, SYMMETRIES
 
 logger = logging.getLogger(__name__)
 
+AUTOCAST = {"fp32": None, "bf16": torch.bfloat16}
 LARGEST_VALUE = {torch.uint8: 255, torch.uint16: 65535}
 FLOATS = (torch.float16, torch.float32, torch.float64)
 LOWEST, HIGHEST = -2.0, 3.0  # of float pixels: white Gaussian noise up to sigma 100 around [0, 1]
@@ -99,7 +100,7 @@ class Restorer:
         self.tile = tile
         if self.network.backend == "onnxruntime":
             self._check_onnx(device)
-        self.module = self.network.module.to(self.device)
+        self.module = self._prepare()
         self.symmetries = SYMMETRIES if ensemble else (IDENTITY,)
         self._bytes_per_pixel: float | None = None
 
@@ -146,6 +147,12 @@ class Restorer:
             self._run(source, target, sigma, lambda done, i=i: report((i + done) / len(parts)))
         return Restoration(output, sigma, way)
 
+    def _prepare(self) -> torch.nn.Module:
+        """The network where it runs, as it runs fastest there."""
+        if self.device.type == "cpu" and self.network.backend == "torch":
+            return fusion.fuse(self.network.module, AUTOCAST[self.precision] or torch.float32)
+        return self.network.module.to(self.device)
+
     def _check_onnx(self, device: str | torch.device) -> None:
         """What an ONNX network cannot do; and a GPU is taken by itself only where its runtime can use it."""
         from hranet_arch.onnx_network import has_cuda
@@ -162,7 +169,7 @@ class Restorer:
 
     def _run(self, x: Tensor, y: Tensor, sigma: float | None, report: Callable[[float], None]) -> None:
         run = partial(self.module, sigma=sigma) if self.network.takes_sigma else self.module
-        dtype = torch.bfloat16 if self.precision == "bf16" else None
+        dtype = AUTOCAST[self.precision]
         with (
             torch.inference_mode(),
             torch.autocast(self.device.type, dtype, enabled=dtype is not None),
@@ -189,7 +196,8 @@ class Restorer:
         if self.tile:
             return (self.tile + 2 * halo) ** 2
         if self._bytes_per_pixel is None:
-            self._bytes_per_pixel = memory.count_bytes_per_pixel(self.module, self.network.channels)
+            counted = self.network.module.to(self.device)  # as it was made: fused operators are not seen
+            self._bytes_per_pixel = memory.count_bytes_per_pixel(counted, self.network.channels)
         budget = FREE_PART * memory.measure_free(self.device)
         if self.device.type == "cpu":
             held = x.nbytes * (1 + self.network.scale**2)  # the picture and its result

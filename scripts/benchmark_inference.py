@@ -4,9 +4,10 @@
 
 *stock* is the network as BasicSR runs it: eager, fp32, contiguous memory, BatchNorm not folded, glibc's allocator as it
 is. *ours* has every option; *only X* has one of them on, *without X* one off. The options: ``fold`` (BatchNorm into the
-convolutions), ``channels_last``, ``bf16`` (autocast), ``keep_memory`` (``allocator.keep_freed_memory``); on a GPU
-``compile`` (CUDA graphs) too. *merged branches* is ours with one 1x1 and one depthwise convolution in the place of the
-two branches' of each lightweight block: equal, and kept here to be measured, not in the package.
+convolutions), ``channels_last``, ``bf16`` (autocast); on a CPU, as ``basicsr denoise`` has them, ``keep_memory``
+(``allocator.keep_freed_memory``) and ``fuse`` (``fusion.fuse``, channels-last itself: *without channels_last* lacks
+both); on a GPU ``compile`` (CUDA graphs). *merged branches* is ours with one 1x1 and one depthwise convolution in place
+of the two branches' of each lightweight block: equal, and kept here to be measured, not in the package.
 
 Every contestant has its own process, and they take turns. The cost in quality is measured on noisy pictures (sigma
 25): PSNR of stock's and of each contestant's output, and their largest difference. With random weights (no
@@ -25,7 +26,7 @@ import torch
 from interleave import Contestant, compare, take_turns, write_record
 from torch import Tensor, nn
 
-from hranet_arch import checkpoints, noise
+from hranet_arch import checkpoints, fusion, noise
 from hranet_arch.allocator import keep_freed_memory
 from hranet_arch.hranet import HRANet, LightweightBlock
 from hranet_arch.images import decode_image, to_float
@@ -45,7 +46,7 @@ class MergedBlock(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         first, second = self.depthwise(self.pointwise(self.norm(z))).chunk(2, dim=1)
         s = first + second
-        return self.conv1x1(self.conv5x5(s).relu_() + self.conv3x3(s).relu_())
+        return self.conv1x1(self.conv5x5(s) + self.conv3x3(s))
 
 
 @torch.no_grad()
@@ -79,6 +80,8 @@ class Inference:
                 block.lwb1, block.lwb2 = MergedBlock(block.lwb1), MergedBlock(block.lwb2)
         self.format = torch.channels_last if options["channels_last"] else torch.contiguous_format
         self.network = network.to(self.device, memory_format=self.format)
+        if options["fuse"]:
+            self.network = fusion.fuse(self.network, torch.bfloat16 if options["bf16"] else torch.float32)
         if options["compile"]:
             self.network.compile(mode="reduce-overhead")
 
@@ -116,14 +119,15 @@ class Inference:
 
 
 def list_contestants(device: str) -> dict[str, dict]:
-    keys = ["fold", "channels_last", "bf16"] + (["compile"] if device == "cuda" else ["keep_memory"])
-    nothing = dict.fromkeys(["fold", "channels_last", "bf16", "keep_memory", "compile", "merge"], False)
+    keys = ["fold", "channels_last", "bf16"] + (["compile"] if device == "cuda" else ["fuse", "keep_memory"])
+    nothing = dict.fromkeys(["fold", "channels_last", "bf16", "fuse", "keep_memory", "compile", "merge"], False)
     everything = {**nothing, **dict.fromkeys(keys, True)}
     contestants = {"stock": nothing, "ours": everything, "ours in fp32": {**everything, "bf16": False}}
     for key in keys:
         contestants[f"only {key}"] = {**nothing, key: True}
         if key != "bf16":
             contestants[f"without {key}"] = {**everything, key: False}
+    contestants["without channels_last"]["fuse"] = False
     contestants["merged branches"] = {**everything, "merge": True}
     return contestants
 

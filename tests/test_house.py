@@ -18,8 +18,8 @@ WITHOUT_BASICSR = (
     "hranet", "tiling", "noise", "images", "errors", "metrics", "checkpoints", "lmdb_reader", "lmdb_writer", "schema",
     "option_files", "options", "resize", "pages", "prepare", "cli_prepare", "sample", "baselines", "complexity",
     "testsets", "overlaps", "record", "scores", "tables", "plots", "examples", "report", "journal", "restore",
-    "networks", "memory", "symmetries", "restore_files", "cli_restore", "before_after", "pictures", "png", "tiff",
-    "exr", "onnx_network", "export", "demo_cleaner", "device_batches", "allocator",
+    "networks", "fusion", "memory", "symmetries", "restore_files", "cli_restore", "before_after", "pictures", "png",
+    "tiff", "exr", "onnx_network", "export", "demo_cleaner", "device_batches", "allocator",
 )  # fmt: skip
 README = (REPOSITORY / "README.md").read_text()
 

@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from hranet_arch import networks
+from hranet_arch import HRANet, networks
 from hranet_arch.errors import InputError
 from hranet_arch.record import Record
 from tests.conftest import REPOSITORY, load_network
@@ -27,6 +27,7 @@ def load_script(name):
 
 
 release_weights, make_results = load_script("release_weights"), load_script("make_results")
+widen_weights = load_script("widen_weights")
 
 
 def train(recipe, run):
@@ -173,10 +174,43 @@ def test_results_of_other_weights_are_not_taken(trained):
         release_weights.release(run, Path("x.yml"), record, "Other", Path("weights"))
 
 
+@pytest.mark.parametrize("times", [2, 3])
+def test_widened_weights_compute_the_same_and_their_copies_learn_apart(times, tmp_path):
+    torch.manual_seed(0)
+    narrow, wide = HRANet(num_feat=4, num_block=4), HRANet(num_feat=4 * times, num_block=4)
+    for norm in (module for module in narrow.modules() if isinstance(module, torch.nn.BatchNorm2d)):
+        norm.running_mean.uniform_(-0.1, 0.1)
+        norm.running_var.uniform_(0.5, 2)
+    widen_weights.widen(narrow, wide)
+    x = torch.rand(2, 1, 19, 26)
+    for network in (narrow, wide):
+        network.train()
+    assert torch.allclose(narrow(x), wide(x), atol=1e-5)  # by the batch's statistics
+    for network in (narrow, wide):
+        network.eval()
+    output = wide(x)
+    assert torch.allclose(narrow(x), output, atol=1e-5)
+    output.square().mean().backward()
+    gradient = wide.coarse_denoising.blocks[1].lwb1.conv3x3.weight.grad
+    assert not torch.allclose(gradient[0], gradient[1], rtol=0.01)
+
+
+def test_released_weights_are_widened_by_a_command(tmp_path, capsys):
+    output = tmp_path / "wide.safetensors"
+    command = ["--weights", "hranet_s_gray_s25", "--output", str(output)]
+    assert widen_weights.main([*command, "--num-feat", "64"]) == 0
+    narrow, wide = (networks.load_network(name).module for name in ("hranet_s_gray_s25", output))
+    x = torch.rand(1, 1, 33, 40)
+    with torch.inference_mode():
+        assert torch.allclose(narrow(x), wide(x), atol=1e-5)
+    assert widen_weights.main([*command, "--num-feat", "48"]) == 1
+    assert "(32, 1, 3, 3) cannot be widened to (48, 1, 3, 3)" in capsys.readouterr().err
+    assert widen_weights.main(["--weights", "nothing", "--output", str(output), "--num-feat", "64"]) == 1
+    assert "nothing" in capsys.readouterr().err
+
+
 def test_released_files_are_as_their_cards_say():
     """Of each file in the package: small enough, loads strictly, and has a card of its own."""
-    from hranet_arch.hranet import HRANet
-
     for path in (REPOSITORY / "hranet_arch" / "weights").glob("*.safetensors"):
         assert path.stat().st_size <= 5_000_000
         with safe_open(path, "pt") as file:

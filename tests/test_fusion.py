@@ -1,0 +1,95 @@
+"""Convolutions with their ReLUs in one pass: what is computed stays."""
+
+import pytest
+import torch
+from torch import nn
+
+from hranet_arch import Denoiser, HRANet, fusion, networks
+from hranet_arch.baselines import ADNet, DnCNN, FFDNet
+from hranet_arch.fusion import FusedConvReLU
+
+needs_operator = pytest.mark.skipif(not fusion.is_available(), reason="this PyTorch has no oneDNN with the operator")
+needs_bf16 = pytest.mark.skipif(not fusion.is_available(torch.bfloat16), reason="this processor has no bf16 by oneDNN")
+
+NETWORKS = {  # and how many ReLUs follow a convolution in each: HRANet's CR, 2 x 2 x 3 branches and CD; all of DnCNN's
+    "HRANet": (lambda: HRANet(num_feat=8), 1 + 12 + 5),
+    "HRANet x2": (lambda: HRANet(num_feat=8, upscale=2), 1 + 12 + 5),
+    "DnCNN": (lambda: DnCNN(num_feat=8, num_conv=6), 5),
+    "FFDNet": (lambda: FFDNet(num_feat=8, num_conv=5), 4),
+    "ADNet": (lambda: ADNet(num_feat=8), 15),
+}
+
+
+def make(name):
+    torch.manual_seed(0)
+    network = NETWORKS[name][0]().eval()
+    for norm in (module for module in network.modules() if isinstance(module, nn.BatchNorm2d)):
+        norm.running_mean.uniform_(-0.1, 0.1)
+        norm.running_var.uniform_(0.5, 2)
+    if hasattr(network, "fold_batchnorm"):
+        network.fold_batchnorm()
+    return network
+
+
+@torch.inference_mode()
+def run(network, x, dtype=torch.float32):
+    sigma = [torch.full((len(x),), 25.0)] if isinstance(network, FFDNet) else []
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype is torch.bfloat16):
+        return network(x, *sigma).float()
+
+
+@needs_operator
+@pytest.mark.parametrize("size", [(40, 56), (17, 31), (1, 1), (1, 9)])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_fused_network_computes_the_same(name, size):
+    network, x = make(name), torch.rand(2, 1, *size)
+    fused = fusion.fuse(network)
+    assert torch.allclose(run(fused, x), run(network, x), atol=1e-5)
+
+
+@needs_operator
+@pytest.mark.parametrize("name", NETWORKS)
+def test_what_a_relu_follows_is_fused_in_a_copy(name):
+    network = make(name)
+    before = network.state_dict()
+    fused = fusion.fuse(network)
+    assert sum(isinstance(module, FusedConvReLU) for module in fused.modules()) == NETWORKS[name][1]
+    assert not any(isinstance(module, FusedConvReLU) for module in network.modules())
+    after = network.state_dict()
+    assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
+
+
+@needs_bf16
+@pytest.mark.parametrize("name", ["HRANet", "DnCNN"])
+def test_in_bf16_it_is_as_close_to_fp32_as_autocast_alone(name):
+    network, x = make(name), torch.rand(1, 1, 64, 48)
+    exact = run(network, x)
+    residual = (exact - x).abs().max()
+    error = (run(fusion.fuse(network, torch.bfloat16), x, torch.bfloat16) - exact).abs().max()
+    assert 0 < error < 0.03 * residual
+    assert error < 3 * (run(network, x, torch.bfloat16) - exact).abs().max()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_without_the_operator_a_denoiser_gives_the_same(precision, monkeypatch):
+    x = torch.rand(1, 45, 52)
+    fused = Denoiser("hranet_s_gray_s25", precision=precision)(x)
+    monkeypatch.setattr(fusion, "is_available", lambda dtype: False)
+    plain = Denoiser("hranet_s_gray_s25", precision=precision)
+    assert not any(isinstance(module, FusedConvReLU) for module in plain.module.modules())
+    assert torch.allclose(fused, plain(x), atol=1e-5 if precision == "fp32" else 0.02)
+
+
+@needs_operator
+def test_denoisers_on_the_cpu_are_fused_and_leave_the_loaded_network_alone():
+    loaded = networks.load_network("hranet_s_gray_s25")
+    denoiser = Denoiser(loaded, device="cpu")
+    assert any(isinstance(module, FusedConvReLU) for module in denoiser.module.modules())
+    assert not any(isinstance(module, FusedConvReLU) for module in loaded.module.modules())
+
+
+@needs_operator
+@pytest.mark.parametrize("padding", [{"padding": 1, "padding_mode": "reflect"}, {"padding": "same"}])
+def test_convolutions_that_pad_otherwise_stay(padding):
+    network, x = nn.Sequential(nn.Conv2d(1, 2, 3, **padding), nn.ReLU()).eval(), torch.rand(1, 1, 9, 12)
+    assert torch.equal(run(fusion.fuse(network), x), run(network, x))
