@@ -18,7 +18,8 @@ from pathlib import Path
 
 import torch
 
-from hranet_arch import HRANet, complexity
+from hranet_arch import HRANet, complexity, fusion
+from hranet_arch.allocator import keep_freed_memory
 from hranet_arch.networks import Description, LoadedNetwork, load_network
 from hranet_arch.onnx_network import convert
 
@@ -35,10 +36,11 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="record to write")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    keep_freed_memory()  # as the command does
     networks = [load_network(name) for name in arguments.model] if arguments.model else make_networks()
     results = [one for network in networks for one in measure(network, arguments.sizes, arguments.rounds)]
     record = {
-        "what": "seconds of one forward pass, BatchNorm folded, fp32: PyTorch (eager) and ONNX Runtime in turns",
+        "what": "seconds of one forward pass, BatchNorm folded, fp32: PyTorch (as `basicsr denoise` runs it) and ONNX Runtime",
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
         "commit": read_commit(),
         "machine": describe_machine(),
@@ -63,7 +65,7 @@ def make_networks() -> list[LoadedNetwork]:
 
 def measure(network: LoadedNetwork, sides: list[int], rounds: int) -> list[dict]:
     """Times a network both ways at each size, and says how many times faster ONNX Runtime is."""
-    ways = {"torch": network.module, "onnxruntime": convert(network).module.forward}
+    ways = {"torch": fusion.fuse(network.module), "onnxruntime": convert(network).module.forward}
     sizes = [(network.channels, side, side) for side in sides]
     latencies = complexity.measure_latency(ways, sizes, rounds=rounds)
     results = []
