@@ -40,7 +40,7 @@ def main() -> None:
     networks = [load_network(name) for name in arguments.model] if arguments.model else make_networks()
     results = [one for network in networks for one in measure(network, arguments.sizes, arguments.rounds)]
     record = {
-        "what": "seconds of one forward pass, BatchNorm folded, fp32: PyTorch (as `basicsr denoise` runs it) and ONNX Runtime",
+        "what": "seconds of one forward pass, fp32: PyTorch as `basicsr denoise` runs it, and ONNX Runtime",
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
         "commit": read_commit(),
         "machine": describe_machine(),

@@ -133,15 +133,16 @@ def _make_onnx(results: list[dict]) -> list[str]:
 
 
 def _make_trials(results: list[dict]) -> list[str]:
-    """A row for each variant and length; beside *base*: less what the option file as it is gave, seed by seed."""
+    """A row for each variant and length, beside the record's first variant: less what that gave, seed by seed."""
+    first = results[0]["trial"]
     last = {(one["trial"], one["iterations"], one["seed"]): list(one["psnr"].values())[-1] for one in results}
-    lines = _header("", "iterations", "minutes", "seeds", "PSNR, dB", "beside *base*")
+    lines = _header("", "iterations", "minutes", "seeds", "PSNR, dB", f"beside *{first}*")
     for trial, length in dict.fromkeys((one["trial"], one["iterations"]) for one in results):
         runs = [one for one in results if (one["trial"], one["iterations"]) == (trial, length)]
         minutes = length * np.median([one["step_seconds"]["median"] for one in runs]) / 60
         psnr = {one["seed"]: last[trial, length, one["seed"]] for one in runs}
-        base = {seed: last["base", length, seed] for seed in psnr if ("base", length, seed) in last}
-        beside = [f"{psnr[seed] - base[seed]:+.2f}" for seed in base if trial != "base"]
+        base = {seed: last[first, length, seed] for seed in psnr if (first, length, seed) in last}
+        beside = [f"{psnr[seed] - base[seed]:+.2f}" for seed in base if trial != first]
         mean = np.mean(list(psnr.values()))
         lines.append(_row(trial, f"{length:,}", f"{minutes:.1f}", str(len(runs)), f"{mean:.2f}", ", ".join(beside)))
     return lines

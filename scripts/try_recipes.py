@@ -1,11 +1,11 @@
 """Trains an option file in several variants, for recipes chosen by experiment, and records PSNR against steps and time.
 
-    python scripts/try_recipes.py --opt options/released/train_hranet_s_gray_s25.yml --iterations 2000 \
-        --output docs/records/recipes.json
-    python scripts/try_recipes.py --opt options/released/train_hranet_s_gray_s25.yml --iterations 1500 \
-        --trials HRANet-S DnCNN "DnCNN, base" --output docs/records/control.json
-    python scripts/try_recipes.py --opt options/released/train_hranet_s_gray_s25.yml --iterations 1000 \
-        --trials DnCNN --output docs/records/control.json           # and for as many seconds
+    python scripts/try_recipes.py --group base --output docs/records/recipes.json
+    python scripts/try_recipes.py --group found --output docs/records/recipes_found.json
+    python scripts/try_recipes.py --group tuned --output docs/records/recipes_tuned.json
+    python scripts/try_recipes.py --group control --output docs/records/control.json
+    python scripts/try_recipes.py --group control --output docs/records/control.json \
+        --trials DnCNN --iterations 1000                              # and for as many seconds
 
 Each variant is a `basicsr train` of its own, one after the other, with the option file's schedule squeezed into the
 iterations. PSNR is of the option file's validation set (``val.best_on``), cut from training pictures. What a record
@@ -30,48 +30,73 @@ from hranet_arch.errors import InputError
 from hranet_arch.record import write_text
 
 PRINT_EVERY = 50  # iterations; a step's time is measured between two lines of the log
+OPTION_FILE = Path("options/released/train_hranet_s_gray_s25.yml")
 BASE = {"grad_clip": None, "optim_g": {"type": "Adam", "lr": 1e-3}}  # where the experiments began
-CONTROL = ("HRANet-S", "DnCNN", "DnCNN, base")
+CLIPPING = {"grad_clip": 0.05}  # near the median norm of the gradient
+FOUND = {"grad_clip": 0.05, "optim_g": {"type": "Adam", "lr": 2e-3}}  # by the variants of BASE
+L1 = {"pixel_opt": {"type": "L1Loss"}}
+DNCNN = {"network_g": {"type": "DnCNN", "num_in_ch": 1, "num_out_ch": 1}}
 
 
-def list_trials(iterations: int) -> dict[str, dict]:
-    """What each variant changes of the option file: the recipe that the experiments began with, or that they found."""
-    train = {
+def list_trials(group: str, iterations: int) -> dict[str, dict]:
+    """What each variant changes of the option file; the first is what the others of its group stand beside."""
+    if group == "base":
+        return {name: _train(BASE, changes) for name, changes in _vary_base(iterations).items()}
+    if group == "found":
+        variants = {name: _train(FOUND, changes) for name, changes in _vary_found(iterations).items()}
+        # As many pixels as 8 patches of 48.
+        return variants | {
+            f"{count} patches of {size}": _train(FOUND) | _patches(size, count) for size, count in ((24, 32), (68, 4))
+        }
+    if group == "tuned":  # from trained weights on, at a lower rate
+        start = {"path": {"pretrain_network_g": "hranet_s_gray_s25"}}
+        tuned = start | _train(CLIPPING, {"optim_g": {"lr": 3e-4}})
+        return {
+            f"{count} patches of {size}": tuned | _patches(size, count) for size, count in ((48, 8), (68, 4), (96, 2))
+        }
+    return {"HRANet-S": _train(FOUND), "DnCNN": DNCNN | _train(FOUND), "DnCNN, base": DNCNN | _train(BASE)}
+
+
+def _vary_base(iterations: int) -> dict[str, dict]:
+    clipped_l1 = L1 | {"grad_clip": 0.6}  # near the median norm of its gradient
+    return {
         "base": {},
-        "L1": {"pixel_opt": {"type": "L1Loss"}},
-        "Charbonnier": {"pixel_opt": {"type": "CharbonnierLoss", "eps": 1e-6}},
+        "L1": L1,
         "rate 5e-4": {"optim_g": {"lr": 5e-4}},
         "rate 2e-3": {"optim_g": {"lr": 2e-3}},
-        "AdamW": {"optim_g": {"type": "AdamW", "lr": 1e-3, "weight_decay": 1e-2}},
         "warm-up": {"warmup_iter": iterations // 10},
-        "fp32": {"precision": "fp32"},
-        "clipping": {"grad_clip": 0.05},  # near the median norm of the gradient
-        "steps": {
-            "scheduler": {
-                "type": "MultiStepLR",
-                "milestones": [iterations * part // 20 for part in (10, 15, 18)],
-                "gamma": 0.3,
-            }
-        },
+        "clipping": CLIPPING,
         "no average": {"ema_decay": 0},
-        "fast average": {"ema_decay": 0.99},
+        "clipping, rate 2e-3": FOUND,
+        "clipping, rate 4e-3": CLIPPING | {"optim_g": {"lr": 4e-3}},
+        "L1, clipping": clipped_l1,
+        "L1, rate 2e-3": L1 | {"optim_g": {"lr": 2e-3}},
+        "L1, clipping, rate 2e-3": clipped_l1 | {"optim_g": {"lr": 2e-3}},
     }
-    train["clipping, rate 2e-3"] = train["clipping"] | train["rate 2e-3"]
-    train["clipping, rate 4e-3"] = train["clipping"] | {"optim_g": {"lr": 4e-3}}
-    train["L1, clipping"] = train["L1"] | {"grad_clip": 0.6}  # likewise
-    train["L1, rate 2e-3"] = train["L1"] | train["rate 2e-3"]
-    train["L1, clipping, rate 2e-3"] = train["L1, clipping"] | train["rate 2e-3"]
-    patches = {"32 patches of 24": (24, 32), "4 patches of 68": (68, 4)}  # as many pixels as 8 patches of 48
-    found = option_files.merge(BASE, train["clipping, rate 2e-3"])
-    dncnn = {"network_g": {"type": "DnCNN", "num_in_ch": 1, "num_out_ch": 1}}
+
+
+def _vary_found(iterations: int) -> dict[str, dict]:
+    milestones = [iterations * part // 20 for part in (10, 15, 18)]
     return {
-        **{name: {"train": option_files.merge(BASE, changes)} for name, changes in train.items()},
-        **{
-            name: {"train": BASE, "datasets": {"train": {"gt_size": size, "batch_size_per_gpu": count}}}
-            for name, (size, count) in patches.items()
-        },
-        **dict(zip(CONTROL, ({"train": found}, dncnn | {"train": found}, dncnn | {"train": BASE}))),
+        "found": {},
+        "clipping at 0.02": {"grad_clip": 0.02},
+        "Charbonnier": {"pixel_opt": {"type": "CharbonnierLoss", "eps": 1e-6}, "grad_clip": 0.6},
+        "AdamW": {"optim_g": {"type": "AdamW", "lr": 2e-3, "weight_decay": 1e-2}},
+        "steps": {"scheduler": {"type": "MultiStepLR", "milestones": milestones, "gamma": 0.3}},
+        "fast average": {"ema_decay": 0.99},
+        "fp32": {"precision": "fp32"},
     }
+
+
+def _train(*changes: dict) -> dict:
+    merged: dict = {}
+    for change in changes:
+        merged = option_files.merge(merged, change)
+    return {"train": merged}
+
+
+def _patches(size: int, count: int) -> dict:
+    return {"datasets": {"train": {"gt_size": size, "batch_size_per_gpu": count}}}
 
 
 def squeeze(name: str, seed: int, iterations: int, every: int) -> dict:
@@ -119,12 +144,15 @@ def read_curve(options: dict) -> dict:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--opt", type=Path, required=True, metavar="FILE", help="option file to vary")
+    parser.add_argument("--group", choices=["base", "found", "tuned", "control"], required=True)
+    parser.add_argument(
+        "--opt", type=Path, default=OPTION_FILE, metavar="FILE", help=f"to vary; default: {OPTION_FILE}"
+    )
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="JSON record: new, or to go on with")
-    parser.add_argument("--iterations", type=int, default=2000)
+    parser.add_argument("--iterations", type=int, default=1500)
     parser.add_argument("--validate-every", type=int, metavar="N", default=500, help="iterations")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--trials", nargs="+", metavar="NAME", help=f"default: all but {', '.join(CONTROL)}")
+    parser.add_argument("--trials", nargs="+", metavar="NAME", help="default: all of the group")
     arguments = parser.parse_args()
     try:
         try_all(arguments)
@@ -135,8 +163,8 @@ def main() -> int:
 
 
 def try_all(arguments: argparse.Namespace) -> None:
-    trials = list_trials(arguments.iterations)
-    names = arguments.trials or [name for name in trials if name not in CONTROL]
+    trials = list_trials(arguments.group, arguments.iterations)
+    names = arguments.trials or list(trials)
     if unknown := set(names) - set(trials):
         raise InputError(f"--trials {', '.join(sorted(unknown))}: there are {', '.join(trials)}.")
     length, seeds = arguments.iterations, arguments.seeds
