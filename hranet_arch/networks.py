@@ -284,7 +284,8 @@ def choose_denoiser(
     network trained for the nearest one if that is within ``CLOSE``, else one that is told the level or a blind one
     whose range holds it. Where there is none, one that no level was said of, as of those for the noise of photographs;
     else the nearest, and for None the one for the weakest noise. An estimate says how strong the noise is and not that
-    it is white: with one, a network for the noise of photographs comes first.
+    it is white: with one, a network for the noise of photographs comes first. Where several fit alike, the widest is
+    taken.
 
     Args:
         released: those for denoising by name, as ``list_released`` gives them.
@@ -299,6 +300,7 @@ def choose_denoiser(
     fitting = [one for one in released.values() if one.color == color]
     if not fitting and color == "rgb":
         fitting = [one for one in released.values() if one.color == "gray"]
+    fitting.sort(key=lambda one: -(one.network_g or {}).get("num_feat", 64))
     flexible = [one for one in fitting if one.is_blind and not (one.takes_sigma and not isinstance(sigma, float | int))]
     fixed = [one for one in fitting if one.sigma is not None and not one.is_blind]
     unsaid = [one for one in fitting if one.sigma is None]

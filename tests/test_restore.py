@@ -511,6 +511,18 @@ def test_the_network_that_fits_the_picture_is_chosen(names, color, sigma, chosen
     assert networks.choose_denoiser(catalogue(*names), color, sigma).name == chosen
 
 
+@pytest.mark.parametrize(("sigma", "chosen"), [(24.0, "wide"), (35.0, "wide blind"), ("blind", "wide blind")])
+def test_of_networks_that_fit_alike_the_widest_is_taken(sigma, chosen):
+    levels = {"narrow": 25.0, "wide": 25.0, "narrow blind": (0.0, 55.0), "wide blind": (0.0, 55.0)}
+    released = {
+        name: networks.Description(
+            name, name, {"type": "HRANet", "num_feat": 64 if "wide" in name else 32}, "gray", level
+        )
+        for name, level in levels.items()
+    }
+    assert networks.choose_denoiser(released, "gray", sigma).name == chosen
+
+
 @pytest.mark.parametrize(
     ("names", "sigma", "chosen"),
     [
