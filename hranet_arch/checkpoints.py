@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 import os
 import pickle
@@ -80,6 +81,15 @@ def select_params(checkpoint: dict, key: str | None = None) -> tuple[dict[str, T
     if not all(isinstance(value, Tensor) for value in params.values()):
         raise InputError(f"The checkpoint holds no network; its keys are: {', '.join(map(str, checkpoint))}.")
     return {name.removeprefix("module."): value for name, value in params.items()}, found or "bare"
+
+
+def hash_params(params: dict[str, Tensor]) -> str:
+    """SHA-256 over names, types, shapes and values: the same for a ``.pth`` file and a ``.safetensors`` made of it."""
+    digest = hashlib.sha256()
+    for name, value in sorted(params.items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def find_resumable(states: str | os.PathLike, models: str | os.PathLike, networks: list[str]) -> Path | None:

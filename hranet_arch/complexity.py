@@ -356,11 +356,17 @@ def describe_machine(device: str | torch.device = "cpu") -> dict:
 
 
 def describe_commit() -> str:
-    """The commit of this package's repository, with ``+changes`` if its files differ from it; else its version."""
+    """The commit of this package's repository, with ``+changes`` if its files differ from it; else its version.
+
+    Released weights do not count: who measures them names them by their own hash.
+    """
     folder = Path(__file__).parent
     try:
         tracked = _git(folder, "ls-files", "--", Path(__file__).name)
-        commit, changes = _git(folder, "rev-parse", "HEAD"), _git(folder, "status", "--porcelain", "--", ".")
+        commit, changes = (
+            _git(folder, "rev-parse", "HEAD"),
+            _git(folder, "status", "--porcelain", "--", ".", ":!weights"),
+        )
     except (OSError, subprocess.CalledProcessError):  # no git, or no repository
         tracked = ""
     if not tracked:  # installed, perhaps inside somebody else's repository

@@ -5,7 +5,6 @@ Each is a function of one picture. What it is made from is an entry of the optio
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hranet_arch import baselines, complexity, networks, preflight, tiling
+from hranet_arch.checkpoints import hash_params
 from hranet_arch.compat import make_importable
 from hranet_arch.errors import InputError
 from hranet_arch.images import to_planes
@@ -156,7 +156,7 @@ def make_method(entry: dict, task: Task, weights_root: Path) -> Method:
             raise InputError(f"{name} must be told a noise level; this comparison's task, {task.name}, has none.")
         network.sigma = task.level  # FFDNet's and DRUNet's noise map
     method = Method(
-        "network", name, arguments, path, hashlib.sha256(path.read_bytes()).hexdigest() if path else None, parameters,
+        "network", name, arguments, path, hash_params(networks.read_weights(path)[0]) if path else None, parameters,
         _cast(network.eval().to(task.device), task.precision), task,
         entry.get("enlarge_first", False), entry.get("channel", "all"),
     )  # fmt: skip

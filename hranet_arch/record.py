@@ -92,7 +92,7 @@ class TestSet(Part):
 
 class Weights(Part):
     file: Text  # its name, without folders
-    sha256: Sha256
+    sha256: Sha256  # of the tensors (``checkpoints.hash_params``)
 
 
 class LatencyRecord(Part):

@@ -1,28 +1,29 @@
-"""Makes a released weight file of a finished run: ``hranet_arch/weights/NAME.safetensors`` and its card, ``NAME.md``.
+"""Makes released weight files of finished runs: ``hranet_arch/weights/NAME.safetensors`` and its card, ``NAME.md``.
 
-    python scripts/release_weights.py --run experiments/hranet_s_gray_s25 \
-        --opt options/released/train_hranet_s_gray_s25.yml --record results/released/record.json --method HRANet-S
+    python scripts/release_weights.py --run experiments/NAME --opt options/released/train_NAME.yml
+    basicsr compare -opt options/compare_gray.yml                      # measures released weights by their names
+    python scripts/release_weights.py --record results/compare_gray/record.json           # what it says into cards
 
 The weights are the run's ``net_g_best.pth``, which a validation set has picked. What they are for, denoising,
 super-resolution or JPEG's blocks, follows from how the run's training pictures were made bad. Their results on test
-sets come from the record of a comparison of that task that measured this very file. Networks for several steps at once,
-such as the noise of photographs, have no comparison: no record is given, and their validation is all that is said.
-Weights that validate no better than those that are there already do not replace them.
+sets come from a comparison of that task that measured these very tensors. Networks for several steps at once, such as
+the noise of photographs, have no comparison: their validation is all that is said. Weights that validate no better than
+those that are there already do not replace them.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import sys
 from pathlib import Path
 
 from safetensors import safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from hranet_arch import complexity, option_files, testsets
-from hranet_arch.checkpoints import load_checkpoint, select_params
+from hranet_arch.checkpoints import hash_params, load_checkpoint, select_params
 from hranet_arch.errors import InputError
 from hranet_arch.hranet import HRANet
 from hranet_arch.record import Record, read_record
@@ -40,56 +41,90 @@ LEVELS = {**dict(STEPS.values()), None: "degradations"}  # by task; which of the
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", type=Path, required=True, metavar="DIR", help="experiments/NAME")
-    parser.add_argument("--opt", type=Path, required=True, metavar="FILE", help="the option file in the repository")
-    parser.add_argument("--record", type=Path, metavar="FILE", help="record.json of a comparison")
-    parser.add_argument("--method", metavar="NAME", help="what the comparison calls this network")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--run", type=Path, metavar="DIR", help="experiments/NAME: its weights are released")
+    what.add_argument("--record", type=Path, metavar="FILE", help="record.json of a comparison: goes into the cards")
+    parser.add_argument("--opt", type=Path, metavar="FILE", help="with --run: its option file in the repository")
     parser.add_argument("--output", type=Path, default=WEIGHTS, metavar="DIR", help="where released weights lie")
     arguments = parser.parse_args(argv)
+    if (arguments.run is None) != (arguments.opt is None):
+        parser.error("--run and --opt go together.")
     try:
-        record = read_record(arguments.record) if arguments.record else None
-        print(release(arguments.run, arguments.opt, record, arguments.method, arguments.output))
+        if arguments.run:
+            print(release(arguments.run, arguments.opt, arguments.output))
+        else:
+            print(*update_cards(read_record(arguments.record), arguments.output), sep="\n")
     except InputError as error:
         print(f"release_weights: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-def release(run: Path, recipe: Path, record: Record | None, method: str | None, output: Path) -> str:
+def release(run: Path, recipe: Path, output: Path) -> str:
     """Writes weights and card; returns a line that says what was done.
 
     Raises:
-        InputError: if the record is missing or measured another file, the weights are too large, or no better than
-            those there.
+        InputError: if the weights are too large, or no better than others there.
     """
     opt = option_files.read_options(next(run.glob("*.yml"), run / "options.yml"))
-    checkpoint = run / "models" / "net_g_best.pth"
-    params = select_params(load_checkpoint(checkpoint))[0]
+    params = select_params(load_checkpoint(run / "models" / "net_g_best.pth"))[0]
     arguments = {key: value for key, value in opt["network_g"].items() if key != "type"}
     network = HRANet(**arguments)
     network.load_state_dict(params)
     task, level = read_degradation(opt["datasets"]["train"])
-    card = describe(run, recipe, opt, network) | describe_results(record, method, task, checkpoint)
+    card = describe(run, recipe, opt, network) | {"results": {}, "commit": complexity.describe_commit()}
     path = output / f"{opt['name']}.safetensors"
     require_better(card, path)
     metadata = {
         "network_g": json.dumps(opt["network_g"]),
         "color": card["color"],
         LEVELS[task]: json.dumps(card[LEVELS[task]]),
-        "card": json.dumps(card),
     }
     if task or level[0]["type"] in NOISES:  # noise and then JPEG is for denoising; one of several is for any
         metadata["task"] = task or "denoise"
-    output.mkdir(parents=True, exist_ok=True)
+    write(path, params, metadata, card)
+    return f"{path}: validates at {card['validation']['psnr']:.4f} dB"
+
+
+def update_cards(record: Record, folder: Path) -> list[str]:
+    """Puts what a comparison measured into the released files that it measured; returns a line about each.
+
+    Raises:
+        InputError: if it measured none of them.
+    """
+    lines = []
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata()
+        card, params = json.loads(metadata["card"]), load_checkpoint(path)
+        is_of_task = LEVELS[record.protocol.task] in card
+        if is_of_task and (results := find_results(record, hash_params(params))):
+            card |= {
+                "results": results,
+                **describe_protocol(record),
+                "testsets": {name: one.sha256.get("all", one.sha256) for name, one in record.testsets.items()},
+                "commit": record.commit,
+                "machine": record.machine.device_name,
+            }
+            write(path, params, metadata, card)
+            lines.append(f"{path}: measured on {', '.join(results)}")
+    if not lines:
+        raise InputError(f"the record measured none of the weights in {folder}. Name them in its option file.")
+    return lines
+
+
+def write(path: Path, params: dict[str, Tensor], metadata: dict[str, str], card: dict) -> None:
+    """The file, whole, and its card."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
-    save_file({name: value.contiguous() for name, value in params.items()}, temporary, metadata)
+    tensors = {name: value.contiguous() for name, value in params.items()}
+    save_file(tensors, temporary, {**metadata, "card": json.dumps(card)})
     if temporary.stat().st_size > LARGEST:
         temporary.unlink()
         raise InputError(f"{path}: larger than {LARGEST} bytes; it is not released.")
     temporary.chmod(0o644)  # safetensors makes it readable for its owner alone
     temporary.replace(path)
     path.with_suffix(".md").write_text(format_card(card), encoding="utf-8")
-    return f"{path}: validates at {card['validation']['psnr']:.4f} dB"
 
 
 def read_degradation(dataset: dict) -> tuple[str | None, object]:
@@ -106,35 +141,13 @@ def read_degradation(dataset: dict) -> tuple[str | None, object]:
     return task, steps[0][argument]
 
 
-def describe_results(record: Record | None, method: str | None, task: str | None, checkpoint: Path) -> dict:
-    """What a comparison measured, and how; nothing for a task that none is of."""
-    if task is None:
-        return {"results": {}, "commit": complexity.describe_commit()}
-    if record is None or method is None:
-        raise InputError(f"weights for {task} need --record and --method: a comparison that measured them.")
-    return {
-        "results": find_results(record, method, task, checkpoint),
-        **describe_protocol(record),
-        "testsets": {name: one.sha256.get("all", one.sha256) for name, one in record.testsets.items()},
-        "commit": record.commit,
-        "machine": record.machine.device_name,
-    }
-
-
-def find_results(record: Record, method: str, task: str, checkpoint: Path) -> dict[str, dict[str, dict]]:
-    """PSNR and SSIM by test set and level (sigma, scale or quality), of exactly this checkpoint."""
-    sha256 = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
-    if record.protocol.task != task:
-        raise InputError(f"the record is of task {record.protocol.task}; the weights are for {task}.")
-    if method not in record.methods:
-        raise InputError(f"the record has no method {method}; it has {', '.join(record.methods)}.")
-    levels = [level for level, weights in record.methods[method].weights.items() if weights.sha256 == sha256]
-    if not levels:
-        raise InputError(f"the record measured other weights as {method} than {checkpoint}. Compare these first.")
+def find_results(record: Record, sha256: str) -> dict[str, dict[str, dict]]:
+    """PSNR and SSIM by test set and level (sigma, scale or quality), of the weights with this hash."""
     results: dict[str, dict[str, dict]] = {}
     for one in record.results:
-        level = f"{one.level:g}"
-        if one.method == method and ("all" in levels or level in levels):
+        level, weights = f"{one.level:g}", record.methods[one.method].weights
+        measured = weights.get(level, weights.get("all"))
+        if measured and measured.sha256 == sha256:
             scores = {"psnr": round(one.psnr, 4), "ssim": round(one.ssim, 5), "pictures": len(one.pictures)}
             results.setdefault(one.testset, {})[level] = scores
     return results
@@ -251,6 +264,8 @@ def format_steps(steps: list[dict]) -> str:
 
 
 def format_results(card: dict) -> list[str]:
+    if not card["results"] and "degradations" not in card:
+        return ["Not compared yet."]
     if not card["results"]:
         several = "No comparison is of pictures made bad in several ways"
         return [f"{several}; what comparisons of one say of it stands in `docs/results.md`."]

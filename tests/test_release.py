@@ -1,7 +1,6 @@
 """Releasing weights: what the file and its card say, what is refused, and the page of results."""
 
 import copy
-import hashlib
 import importlib.util
 import json
 from pathlib import Path
@@ -12,7 +11,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from hranet_arch import HRANet, networks
+from hranet_arch import HRANet, checkpoints, networks
 from hranet_arch.errors import InputError
 from hranet_arch.record import Record
 from tests.conftest import REPOSITORY, load_network
@@ -35,7 +34,7 @@ def train(recipe, run):
     assert run("train", {**recipe, "val": {**recipe["val"], "best_on": "val"}}) == 0
     checkpoint = Path("experiments/tiny/models/net_g_best.pth")
     data = copy.deepcopy(RECORD)
-    data["methods"]["Net"]["weights"]["all"]["sha256"] = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+    data["methods"]["Net"]["weights"]["all"]["sha256"] = checkpoints.hash_params(load_network(checkpoint, "params_ema"))
     return Path("experiments/tiny"), data
 
 
@@ -47,8 +46,12 @@ def trained(recipe, run):
     return folder, Record.model_validate(data)
 
 
-def release(run, record, output="weights"):
-    return release_weights.release(run, Path("options/x.yml"), record, "Net", Path(output))
+def release(run, record):
+    """Releases, and puts what was measured into the card."""
+    line = release_weights.release(run, Path("options/x.yml"), Path("weights"))
+    if record is not None:
+        release_weights.update_cards(record, Path("weights"))
+    return line
 
 
 def test_weights_and_card_say_how_they_were_made(trained):
@@ -115,8 +118,9 @@ def test_weights_that_enlarge_say_so(recipe, run):
     assert "PSNR and SSIM of the luma, without a border of as many pixels as the scale. Measured on a CPU" in text
     description = networks.load_network("weights/tiny.safetensors").description
     assert (description.task, description.scale) == ("sr", 2)
-    with pytest.raises(InputError, match="the record is of task denoise; the weights are for sr"):
-        release(folder, Record.model_validate(RECORD))
+    data["protocol"].update(RECORD["protocol"])  # a comparison for denoising says nothing of them
+    with pytest.raises(InputError, match="the record measured none of the weights"):
+        release_weights.update_cards(Record.model_validate(data), Path("weights"))
 
 
 def test_weights_against_jpegs_blocks_say_so(recipe, run):
@@ -133,8 +137,6 @@ def test_weights_against_jpegs_blocks_say_so(recipe, run):
     text = Path("weights/tiny.md").read_text()
     assert "for grey pictures out of JPEGs of quality 10 to 40." in text and "| test set | quality |" in text
     assert networks.Description.read("weights/tiny.safetensors").quality == (10, 40)
-    with pytest.raises(InputError, match="weights for jpeg need --record and --method"):
-        release_weights.release(folder, Path("options/x.yml"), None, None, Path("others"))
 
 
 def test_weights_for_several_steps_need_no_comparison(recipe, run):
@@ -144,7 +146,7 @@ def test_weights_for_several_steps_need_no_comparison(recipe, run):
         dataset["degradations"] = steps
     recipe["network_g"].update(num_in_ch=3, num_out_ch=3)
     folder, _ = train(recipe, run)
-    release_weights.release(folder, Path("options/x.yml"), None, None, Path("weights"))
+    release(folder, None)
     metadata = read_metadata("weights/tiny.safetensors")
     card = json.loads(metadata["card"])
     assert card["results"] == {} and card["validation"]["degradations"] == card["degradations"] == steps
@@ -159,19 +161,49 @@ def test_weights_that_are_no_better_do_not_replace_those_there(trained):
     run, record = trained
     release(run, record)
     before = Path("weights/tiny.safetensors").read_bytes()
+    best = torch.load(run / "models/net_g_best.pth")
+    best["params_ema"]["feature_extraction.0.bias"] += 1
+    torch.save(best, run / "models/net_g_best.pth")
     with pytest.raises(InputError, match="they stay as they are"):
-        release(run, record)
+        release(run, None)
     assert Path("weights/tiny.safetensors").read_bytes() == before
+
+
+def test_what_is_measured_later_is_put_into_the_card_of_the_same_weights(trained):
+    run, record = trained
+    release(run, None)
+    params = load_file("weights/tiny.safetensors")
+    assert "Not compared yet." in Path("weights/tiny.md").read_text()
+    # The comparison knows the file as the checkpoint that it was made of.
+    assert checkpoints.hash_params(params) == record.methods["Net"].weights["all"].sha256
+    lines = release_weights.update_cards(record, Path("weights"))
+    assert lines == ["weights/tiny.safetensors: measured on Set"]
+    assert json.loads(read_metadata("weights/tiny.safetensors")["card"])["results"]["Set"]["25"]["psnr"] == 30.0
+    assert checkpoints.hash_params(load_file("weights/tiny.safetensors")) == checkpoints.hash_params(params)
+
+
+def test_every_tensor_counts_in_the_hash():
+    params = {"a": torch.zeros(2, 3), "b": torch.ones((), dtype=torch.bfloat16)}
+    changed = [
+        {**params, "a": torch.zeros(3, 2)},
+        {**params, "a": torch.tensor([[0, 0, 0], [0, 0, 1e-7]])},
+        {**params, "b": torch.ones(())},
+        {"a": params["a"], "c": params["b"]},
+    ]
+    hashes = {checkpoints.hash_params(one) for one in (params, *changed)}
+    assert len(hashes) == 5
+    turned = {"b": params["b"], "a": params["a"].t().contiguous().t()}  # another order in memory and in the dictionary
+    assert checkpoints.hash_params(turned) == checkpoints.hash_params(params)
 
 
 def test_results_of_other_weights_are_not_taken(trained):
     run, record = trained
-    (run / "models/net_g_best.pth").write_bytes((run / "models/net_g_8.pth").read_bytes())
-    torch.save({"params_ema": load_network(run / "models/net_g_4.pth", "params_ema")}, run / "models/net_g_best.pth")
-    with pytest.raises(InputError, match="the record measured other weights as Net"):
+    best = torch.load(run / "models/net_g_best.pth")
+    best["params_ema"]["feature_extraction.0.bias"] += 1
+    torch.save(best, run / "models/net_g_best.pth")
+    with pytest.raises(InputError, match="the record measured none of the weights in weights"):
         release(run, record)
-    with pytest.raises(InputError, match="the record has no method Other; it has Net"):
-        release_weights.release(run, Path("x.yml"), record, "Other", Path("weights"))
+    assert "Not compared yet." in Path("weights/tiny.md").read_text()
 
 
 @pytest.mark.parametrize("times", [2, 3])
@@ -218,6 +250,7 @@ def test_released_files_are_as_their_cards_say():
         card = json.loads(metadata["card"])
         network = HRANet(**{key: value for key, value in json.loads(metadata["network_g"]).items() if key != "type"})
         network.load_state_dict(load_file(path))
+        assert card["results"] or "degradations" in card, f"{path.name}: not compared"
         assert card["name"] == path.stem and (REPOSITORY / card["training"]["option_file"]).is_file()
         assert path.with_suffix(".md").read_text() == release_weights.format_card(card)
 
