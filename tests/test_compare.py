@@ -15,7 +15,7 @@ import torch
 import yaml
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from hranet_arch import HRANet, cli, compare, journal, methods, noise, plan, record, resize
+from hranet_arch import HRANet, checkpoints, cli, compare, journal, methods, noise, plan, record, resize
 from hranet_arch.baselines import DnCNN, FFDNet
 from tests.conftest import REPOSITORY, make_pictures
 
@@ -155,7 +155,7 @@ def test_the_record_says_how_it_was_measured(options):
     assert result.machine.device == "cpu" and result.machine.threads == torch.get_num_threads()
     dncnn, nlm = result.methods["DnCNN"], result.methods["NLM"]
     assert dncnn.type == "DnCNN" and dncnn.arguments["num_conv"] == 3
-    digest = subprocess.run(["sha256sum", "weights/dncnn_25.pth"], capture_output=True, text=True).stdout[:64]
+    digest = checkpoints.hash_params(torch.load("weights/dncnn_25.pth")["params"])
     assert dncnn.weights["all"].model_dump() == {"file": "dncnn_25.pth", "sha256": digest}
     cost = dncnn.costs[0]
     assert cost.parameters == (9 * 4 + 4) + (9 * 16 + 4) + (9 * 4 + 1)
