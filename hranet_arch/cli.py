@@ -25,7 +25,7 @@ EXAMPLES = """examples:
   basicsr test -opt options/test_hranet.yml
   basicsr prepare lmdb --input my_pictures --output datasets/mine.lmdb
   basicsr profile --arch HRANet
-  basicsr denoise photo.png -o clean --model experiments/hranet_gray_s25/models/net_g_best.pth
+  basicsr denoise photo.png -o clean --model experiments/hranet_sample_gray_s25/models/net_g_best.pth
   basicsr upscale photo.png -o large --scale 2
   basicsr dejpeg photo.jpg -o clean.png
   basicsr doctor

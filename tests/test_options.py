@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 from pydantic import create_model
+from safetensors.torch import save_file
 
 from hranet_arch import networks, preflight, registration, schema
 from hranet_arch.errors import InputError
@@ -212,7 +213,10 @@ def build_stand_ins(options, source):
         arguments = {key: value for key, value in options["network_g"].items() if key != "type"}
         network = registration.registries()["arch"][options["network_g"]["type"]](**arguments)
         Path(checkpoint).parent.mkdir(parents=True, exist_ok=True)
-        torch.save({"params": network.state_dict()}, checkpoint)
+        if checkpoint.endswith(".safetensors"):
+            save_file(network.state_dict(), checkpoint)
+        else:
+            torch.save({"params": network.state_dict()}, checkpoint)
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
