@@ -5,6 +5,7 @@ Each is a function of one picture. What it is made from is an entry of the optio
 
 from __future__ import annotations
 
+import functools
 import inspect
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -16,10 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hranet_arch import baselines, complexity, networks, preflight, tiling
+from hranet_arch import baselines, complexity, fusion, networks, preflight, tiling
 from hranet_arch.checkpoints import hash_params
 from hranet_arch.compat import make_importable
 from hranet_arch.errors import InputError
+from hranet_arch.hranet import HRANet
 from hranet_arch.images import to_planes
 from hranet_arch.journal import make_key
 from hranet_arch.resize import resize_bicubic
@@ -76,6 +78,12 @@ class Method:
         described += [self.versions, vars(self.task) | {"device": self.task.device.type}]
         return make_key(*described)
 
+    @functools.cached_property
+    def runner(self) -> nn.Module | None:
+        """What restores pictures: the network, whose costs are measured; of ours, on the CPU, with its ReLUs fused."""
+        is_ours = isinstance(self.network, (HRANet, baselines.DnCNN, baselines.FFDNet, baselines.ADNet))
+        return fusion.fuse(self.network) if is_ours and self.task.device.type == "cpu" else self.network
+
     def input_size(self, height: int, width: int) -> tuple[int, int, int]:
         """``(c, h, w)`` of what the network itself is given for a restored picture of this size."""
         scale = 1 if self.enlarge_first else self.task.scale
@@ -116,7 +124,7 @@ class Method:
         with torch.inference_mode():
             window = self.arguments.get("window_size", 1)  # SwinIR and its kin take whole windows only
             output = tiling.restore(
-                self.network, x[None].to(self.task.device), tile=self.task.tile or None,
+                self.runner, x[None].to(self.task.device), tile=self.task.tile or None,
                 window=window if isinstance(window, int) else 1,
             )[0]  # fmt: skip
         array = output.float().cpu().numpy().transpose(1, 2, 0)

@@ -1,10 +1,13 @@
 """Convolutions with their ReLUs in one pass: what is computed stays."""
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from hranet_arch import Denoiser, HRANet, fusion, networks
+from hranet_arch import Denoiser, HRANet, fusion, methods, networks
 from hranet_arch.baselines import ADNet, DnCNN, FFDNet
 from hranet_arch.fusion import FusedConvReLU
 
@@ -93,3 +96,14 @@ def test_denoisers_on_the_cpu_are_fused_and_leave_the_loaded_network_alone():
 def test_convolutions_that_pad_otherwise_stay(padding):
     network, x = nn.Sequential(nn.Conv2d(1, 2, 3, **padding), nn.ReLU()).eval(), torch.rand(1, 1, 9, 12)
     assert torch.equal(run(fusion.fuse(network), x), run(network, x))
+
+
+@needs_operator
+def test_a_comparison_restores_with_the_fused_network_and_measures_the_other():
+    task = methods.Task("denoise", "gray", 25.0, torch.device("cpu"), "fp32", 0)
+    method = methods.make_method({"weights": "hranet_s_gray_s25"}, task, Path())
+    picture = np.random.default_rng(0).random((40, 50), np.float32)
+    assert isinstance(method.runner.feature_extraction[0], FusedConvReLU)
+    assert not any(isinstance(module, FusedConvReLU) for module in method.network.modules())
+    expected = run(method.network, torch.from_numpy(picture)[None, None])[0, 0].numpy()
+    assert np.abs(method(picture) - expected).max() < 1e-5
