@@ -27,7 +27,7 @@ from hranet_arch.symmetries import IDENTITY, SYMMETRIES
 
 logger = logging.getLogger(__name__)
 
-AUTOCAST = {"fp32": None, "bf16": torch.bfloat16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 LARGEST_VALUE = {torch.uint8: 255, torch.uint16: 65535}
 FLOATS = (torch.float16, torch.float32, torch.float64)
 LOWEST, HIGHEST = -2.0, 3.0  # of float pixels: white Gaussian noise up to sigma 100 around [0, 1]
@@ -86,7 +86,7 @@ class Restorer:
         network_g: Mapping[str, object] | None = None,
         backend: Backend | None = None,
     ) -> None:
-        if precision not in ("fp32", "bf16"):
+        if precision not in DTYPES:
             raise InputError(f"precision={precision!r} is not allowed: it must be 'fp32' or 'bf16'.")
         if tile is not None and (not isinstance(tile, int) or isinstance(tile, bool) or tile < tiling.SMALLEST_TILE):
             raise InputError(
@@ -150,7 +150,7 @@ class Restorer:
     def _prepare(self) -> torch.nn.Module:
         """The network where it runs, as it runs fastest there."""
         if self.device.type == "cpu" and self.network.backend == "torch":
-            return fusion.fuse(self.network.module, AUTOCAST[self.precision] or torch.float32)
+            return fusion.fuse(self.network.module, DTYPES[self.precision])
         return self.network.module.to(self.device)
 
     def _check_onnx(self, device: str | torch.device) -> None:
@@ -169,10 +169,9 @@ class Restorer:
 
     def _run(self, x: Tensor, y: Tensor, sigma: float | None, report: Callable[[float], None]) -> None:
         run = partial(self.module, sigma=sigma) if self.network.takes_sigma else self.module
-        dtype = AUTOCAST[self.precision]
         with (
             torch.inference_mode(),
-            torch.autocast(self.device.type, dtype, enabled=dtype is not None),
+            torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"),
             self._arithmetic(),
         ):
             tiling.restore(

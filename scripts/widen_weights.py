@@ -12,17 +12,16 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from hranet_arch.checkpoints import load_checkpoint, select_params
+from hranet_arch import baselines
 from hranet_arch.errors import InputError
 from hranet_arch.hranet import HRANet
-from hranet_arch.networks import Description, find_weights
+from hranet_arch.networks import find_weights, read_weights
 
 SPREAD = 0.25  # standard deviation of a part's share, of which the mean is one over their number
 
@@ -64,12 +63,13 @@ def main(argv: list[str] | None = None) -> int:
     torch.manual_seed(arguments.seed)
     try:
         path = find_weights(arguments.weights)
-        options = Description.read(path).network_g
+        params, description = read_weights(path)
+        options = description.network_g
         if options is None or options.get("type") != "HRANet":
-            raise InputError(f"{path}: is not said to be an HRANet's; released .safetensors files are.")
+            raise InputError(f"{path}: is not said to be an HRANet's; released files and checkpoints of ours are.")
+        narrow = baselines.from_state_dict(params, options)
         wider = {**options, "num_feat": arguments.num_feat}
-        narrow, wide = build(options), build(wider)
-        narrow.load_state_dict(select_params(load_checkpoint(path))[0])
+        wide = HRANet(**{key: value for key, value in wider.items() if key != "type"})
         widen(narrow, wide)
     except (InputError, ValueError) as error:
         print(f"widen_weights: {error}", file=sys.stderr)
@@ -77,10 +77,6 @@ def main(argv: list[str] | None = None) -> int:
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     save_file(wide.state_dict(), arguments.output, {"network_g": json.dumps(wider)})
     return 0
-
-
-def build(network_g: Mapping[str, object]) -> HRANet:
-    return HRANet(**{key: value for key, value in network_g.items() if key != "type"})
 
 
 if __name__ == "__main__":
