@@ -21,6 +21,7 @@ import torch
 from hranet_arch import checkpoints
 from hranet_arch.compat import RUN
 from hranet_arch.errors import InputError, Interrupted, TrainingError
+from hranet_arch.optimizers import list_optimizers
 
 logger = logging.getLogger(__name__)
 
@@ -275,7 +276,7 @@ def build_any_optimizer() -> None:
     from basicsr.models.base_model import BaseModel
 
     def get_optimizer(self, optim_type: str, params, lr: float, **kwargs) -> torch.optim.Optimizer:
-        return getattr(torch.optim, optim_type)(params, lr=lr, **kwargs)
+        return list_optimizers()[optim_type](params, lr=lr, **kwargs)
 
     BaseModel.get_optimizer = get_optimizer
 

@@ -27,6 +27,7 @@ from basicsr.utils.dist_util import master_only
 
 from hranet_arch import checkpoints, tiling
 from hranet_arch.errors import TrainingError
+from hranet_arch.optimizers import list_optimizers
 from hranet_arch.validation import validate
 
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -76,7 +77,7 @@ class RestorationModel(SRModel):
 
     def get_optimizer(self, optim_type: str, params, lr: float, **kwargs) -> torch.optim.Optimizer:
         """One kernel for all weights, where the optimiser has it and the options do not say otherwise."""
-        known = inspect.signature(getattr(torch.optim, optim_type)).parameters
+        known = inspect.signature(list_optimizers()[optim_type]).parameters
         if "fused" in known and not {"fused", "foreach", "differentiable"} & set(kwargs):
             kwargs["fused"] = True
         return super().get_optimizer(optim_type, params, lr, **kwargs)

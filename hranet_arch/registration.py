@@ -7,13 +7,10 @@ of one's own that calls BasicSR's ``build_network`` or ``train_pipeline``.
 from __future__ import annotations
 
 import functools
-import inspect
 import logging
 from collections.abc import Mapping
 from importlib.metadata import entry_points
 from typing import Any
-
-import torch
 
 from hranet_arch.compat import apply_fixes
 
@@ -47,6 +44,7 @@ from hranet_arch.degradations import (
 from hranet_arch.hranet import HRANet
 from hranet_arch.metrics import calculate_psnr_float, calculate_psnrb
 from hranet_arch.model import DenoisingModel, RestorationModel
+from hranet_arch.optimizers import list_optimizers
 
 logger = logging.getLogger(__name__)
 
@@ -83,14 +81,11 @@ def load_plugins() -> dict[str, str]:
 
 
 def registries() -> Mapping[str, Mapping[str, Any]]:
-    """What an option file may name, by kind: BasicSR's registries, plug-ins included, and torch's optimisers.
+    """What an option file may name, by kind: BasicSR's registries, plug-ins included, and the optimisers.
 
-    Left out is what cannot work here: metrics of tensors (``_pt``; validation gives arrays), and optimisers that need
-    a closure, sparse gradients or no rate.
+    Left out is what cannot work here: metrics of tensors (``_pt``; validation gives arrays).
     """
     load_plugins()
-    optimizers = inspect.getmembers(torch.optim, lambda o: inspect.isclass(o) and issubclass(o, torch.optim.Optimizer))
-    optimizers = [(name, cls) for name, cls in optimizers if name not in ("LBFGS", "SparseAdam")]
     return {
         "arch": dict(iter(ARCH_REGISTRY)),
         "model": dict(iter(MODEL_REGISTRY)),
@@ -98,7 +93,7 @@ def registries() -> Mapping[str, Mapping[str, Any]]:
         "degradation": dict(iter(DEGRADATION_REGISTRY)),
         "loss": dict(iter(LOSS_REGISTRY)),
         "metric": {name: metric for name, metric in METRIC_REGISTRY if not name.endswith("_pt")},
-        "optimizer": {name: cls for name, cls in optimizers if "lr" in inspect.signature(cls).parameters},
+        "optimizer": list_optimizers(),
         "scheduler": {
             "MultiStepLR": lr_scheduler.MultiStepRestartLR,
             "MultiStepRestartLR": lr_scheduler.MultiStepRestartLR,

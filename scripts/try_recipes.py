@@ -34,6 +34,7 @@ OPTION_FILE = Path("options/released/train_hranet_s_gray_s25.yml")
 BASE = {"grad_clip": None, "optim_g": {"type": "Adam", "lr": 1e-3}}  # where the experiments began
 CLIPPING = {"grad_clip": 0.05}  # near the median norm of the gradient
 FOUND = {"grad_clip": 0.05, "optim_g": {"type": "Adam", "lr": 2e-3}}  # by the variants of BASE
+MUON = {"grad_clip": 0.05, "optim_g": {"type": "MuonAdam", "lr": 5e-3}}  # by the variants of FOUND
 L1 = {"pixel_opt": {"type": "L1Loss"}}
 DNCNN = {"network_g": {"type": "DnCNN", "num_in_ch": 1, "num_out_ch": 1}}
 
@@ -54,7 +55,9 @@ def list_trials(group: str, iterations: int) -> dict[str, dict]:
         return {
             f"{count} patches of {size}": tuned | _patches(size, count) for size, count in ((48, 8), (68, 4), (96, 2))
         }
-    return {"HRANet-S": _train(FOUND), "DnCNN": DNCNN | _train(FOUND), "DnCNN, base": DNCNN | _train(BASE)}
+    recipes = {"": FOUND, ", MuonAdam": MUON, ", base": BASE}
+    trials = {f"HRANet-S{name}": _train(recipe) for name, recipe in recipes.items()}
+    return trials | {f"DnCNN{name}": DNCNN | _train(recipe) for name, recipe in recipes.items()}
 
 
 def _vary_base(iterations: int) -> dict[str, dict]:
@@ -79,6 +82,10 @@ def _vary_found(iterations: int) -> dict[str, dict]:
     milestones = [iterations * part // 20 for part in (10, 15, 18)]
     return {
         "found": {},
+        "MuonAdam": MUON,
+        "MuonAdam, rate 2e-3": {"optim_g": {"type": "MuonAdam", "lr": 2e-3}},
+        "MuonAdam, rate 1e-2": {"optim_g": {"type": "MuonAdam", "lr": 1e-2}},
+        "MuonAdam, no clipping": MUON | {"grad_clip": None},
         "clipping at 0.02": {"grad_clip": 0.02},
         "Charbonnier": {"pixel_opt": {"type": "CharbonnierLoss", "eps": 1e-6}, "grad_clip": 0.6},
         "AdamW": {"optim_g": {"type": "AdamW", "lr": 2e-3, "weight_decay": 1e-2}},
