@@ -1,4 +1,4 @@
-"""The optimisers that an option file may name: torch's, and ``MuonAdam``, which trains convolutions in fewer batches."""
+"""The optimisers that an option file may name: torch's, and ``MuonAdam``, which needs fewer steps."""
 
 from __future__ import annotations
 
