@@ -25,7 +25,8 @@ class MuonAdam(Optimizer):
     Sources: Jordan et al., «Muon: an optimizer for hidden layers in neural networks» (2024); the size of the step from
     Liu et al., «Muon is scalable for LLM training» (arXiv 2502.16982). ``torch.optim.Muon`` takes matrices alone.
 
-    Like torch's fused optimisers it reads ``found_inf`` on the device: a step with ``found_inf`` 1 changes nothing.
+    Like torch's fused optimisers it works with ``torch.amp.GradScaler`` without waiting for the device: it divides by
+    ``grad_scale`` itself, and a step with ``found_inf`` 1 changes nothing.
 
     Args:
         params: parameters or groups of them, all float32.
@@ -75,12 +76,14 @@ class MuonAdam(Optimizer):
 
     def _step_muon(self, weights: list[Tensor], group: dict) -> None:
         updates = []
-        is_lost = getattr(self, "found_inf", None)
+        scale, is_lost = self._read_scaler()
         for weight in weights:
             state = self.state[weight]
             if not state:
                 state["momentum_buffer"] = torch.zeros_like(weight)
             average, gradient = state["momentum_buffer"], weight.grad
+            if scale is not None:
+                gradient = gradient / scale
             if is_lost is not None:
                 gradient = torch.where(is_lost.bool(), average, gradient)  # which leaves the average as it is
             average.lerp_(gradient, 1 - group["momentum"])
@@ -99,6 +102,7 @@ class MuonAdam(Optimizer):
                 averages = {key: torch.zeros_like(parameter) for key in ("exp_avg", "exp_avg_sq")}
                 self.state[parameter] = {"step": step, **averages}
         states = [self.state[parameter] for parameter in parameters]
+        scale, is_lost = self._read_scaler()
         adam(
             parameters,
             [parameter.grad for parameter in parameters],
@@ -106,7 +110,8 @@ class MuonAdam(Optimizer):
             max_exp_avg_sqs=[],
             state_steps=[state["step"] for state in states],
             fused=True,
-            found_inf=getattr(self, "found_inf", None),
+            grad_scale=scale,
+            found_inf=is_lost,
             amsgrad=False,
             beta1=group["betas"][0],
             beta2=group["betas"][1],
@@ -115,6 +120,9 @@ class MuonAdam(Optimizer):
             eps=group["eps"],
             maximize=False,
         )
+
+    def _read_scaler(self) -> tuple[Tensor | None, Tensor | None]:
+        return getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
 
 
 def is_matrix(parameter: Tensor) -> bool:

@@ -99,6 +99,24 @@ def test_a_lost_step_changes_nothing():
     torch.testing.assert_close(network.state_dict(), other.state_dict(), rtol=0, atol=0)
 
 
+def test_scaled_gradients_are_divided_and_infinite_ones_left_out():
+    """GradScaler's way without ``unscale_``: the steps are those of gradients that were never scaled."""
+    network, plain = make_network(), make_network()
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    optimizer, reference = (MuonAdam(one.parameters(), lr=0.01) for one in (network, plain))
+    batch = torch.rand(2, 1, 9, 9, generator=torch.Generator().manual_seed(0))
+    for factor in (1.0, float("inf"), 2.0):
+        optimizer.zero_grad()
+        scaler.scale((network(batch) * factor).square().mean()).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        if factor < float("inf"):
+            reference.zero_grad()
+            (plain(batch) * factor).square().mean().backward()
+            reference.step()
+    torch.testing.assert_close(network.state_dict(), plain.state_dict(), rtol=1e-5, atol=1e-6)
+
+
 def test_a_saved_state_goes_on_where_it_was():
     whole = make_network()
     learn(whole, first := MuonAdam(whole.parameters(), lr=0.01))
