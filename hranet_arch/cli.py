@@ -82,8 +82,13 @@ def _run_options(arguments: argparse.Namespace) -> None:
     roots = [str(dataset.get("dataroot_gt")) for dataset in datasets if isinstance(dataset, dict)]
     if any(sample.is_sample_path(root) and not Path(root).exists() for root in roots):
         sample.prepare_sample()
+    import torch
+
     from hranet_arch import pipeline, preflight, registration
 
+    # An optimiser's averages for weights behind a dead ReLU fade into denormal numbers, which a CPU multiplies many
+    # times more slowly. Set before torch starts its threads, which inherit it.
+    torch.set_flush_denormal(is_train)
     try:
         opt = options.check_options(opt, registration.registries(), is_train=is_train)
         options.complete_options(

@@ -167,3 +167,19 @@ def test_networks_of_basicsr_train_resume_and_test(recipe, run, name, model_type
     test["path"] = {"pretrain_network_g": "experiments/tiny/models/net_g_8.pth"}
     assert run("test", test) == 0
     assert (tmp_path / "results/tested/metrics.json").exists()
+
+
+@pytest.mark.skipif(not torch.set_flush_denormal(False), reason="this processor cannot flush denormal numbers")
+@pytest.mark.parametrize(("optimizer", "is_muon"), [("Adam", False), ("MuonAdam", True)])
+def test_a_training_flushes_denormal_numbers(recipe, run, optimizer, is_muon):
+    """They are what a CPU computes slowly: the averages of gradients that have become zero fade into them."""
+    recipe["train"]["optim_g"] = {"type": optimizer, "lr": 1e-3}
+    assert (torch.tensor(1e-38) * 0.1).item() > 0
+    try:
+        assert run("train", recipe) == 0
+        assert (torch.tensor(1e-38) * 0.1).item() == 0
+    finally:
+        torch.set_flush_denormal(False)
+    state = torch.load("experiments/tiny/training_states/8.state", weights_only=True)
+    kept = {name for one in state["optimizers"][0]["state"].values() for name in one}
+    assert ("momentum_buffer" in kept) == is_muon
