@@ -157,7 +157,8 @@ def describe(run: Path, recipe: Path, opt: dict, network: HRANet) -> dict:
     train, best_on = opt["datasets"]["train"], opt["val"]["best_on"]
     val = next(one for one in opt["datasets"].values() if one is not train and one["name"] == best_on)
     task, level = read_degradation(train)
-    start = (opt.get("path") or {}).get("pretrain_network_g")
+    # From the recipe: the options of a run that was resumed name a checkpoint of its own.
+    start = (option_files.read_options(recipe).get("path") or {}).get("pretrain_network_g")
     state = load_newest_state(run)
     best = state["best"][best_on]
     metric = next(iter(best))

@@ -8,6 +8,7 @@ from pathlib import Path
 import cv2
 import pytest
 import torch
+import yaml
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -31,7 +32,11 @@ widen_weights = load_script("widen_weights")
 
 def train(recipe, run):
     """A finished run of a few steps, and the record of a comparison of its best weights."""
-    assert run("train", {**recipe, "val": {**recipe["val"], "best_on": "val"}}) == 0
+    options = {**recipe, "val": {**recipe["val"], "best_on": "val"}}
+    assert run("train", options) == 0
+    Path("options").mkdir()
+    started = {**options, "path": {"pretrain_network_g": "experiments/narrow.safetensors"}}
+    Path("options/x.yml").write_text(yaml.safe_dump(started), encoding="utf-8")
     checkpoint = Path("experiments/tiny/models/net_g_best.pth")
     data = copy.deepcopy(RECORD)
     data["methods"]["Net"]["weights"]["all"]["sha256"] = checkpoints.hash_params(load_network(checkpoint, "params_ema"))
@@ -71,6 +76,7 @@ def test_weights_and_card_say_how_they_were_made(trained):
     assert len(card["training"]["data_sha256"]) == 64 != card["validation"]["data_sha256"]
     text = Path("weights/tiny.md").read_text()
     assert "| Set | 25 | 30.00 | 0.8000 |" in text and "basicsr train -opt options/x.yml" in text
+    assert "from the layers that it shares with narrow." in text
 
 
 def degrade(recipe, color, training, validation):
