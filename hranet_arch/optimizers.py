@@ -1,4 +1,4 @@
-"""The optimisers that an option file may name: torch's, and ``MuonAdam``, which needs fewer steps."""
+"""The optimisers an option file may name: torch's, and ``MuonAdam``, Muon for convolutions and Adam for the rest."""
 
 from __future__ import annotations
 

@@ -489,7 +489,7 @@ def test_the_published_weights_print_what_their_papers_say(tmp_path, monkeypatch
     """Set12 at 25: DnCNN-S 30.45, FFDNet 30.44, each within 0.03 dB; ADNet's are in test_baselines.py."""
     monkeypatch.chdir(tmp_path)
     flags = [f"weights_root={SHARED / 'weights'}", f"datasets_root={SHARED / 'datasets'}", "sigma=[25]"]
-    others = ("HRANet", "HRANet-S", "ADNet", "Wavelet", "Non-local means")
+    others = ("HRANet", "HRANet-S", "HRANet-B", "DnCNN-B", "ADNet", "Wavelet", "Non-local means")
     flags += ["testsets:BSD68=null", *(f"methods:{name}=null" for name in others)]
     flags += ["costs={sizes: [[32, 32]], rounds: 1}"]
     command = ["compare", "-opt", str(REPOSITORY / "options/compare_gray.yml"), "--force_yml", *flags]
