@@ -53,6 +53,20 @@ def _widen(name: str, value: Tensor, shape: torch.Size) -> Tensor:
     return (value.unsqueeze(2) * shares).flatten(1, 2)
 
 
+def read_hranet(weights: str) -> tuple[HRANet, dict]:
+    """The network, and its ``network_g``.
+
+    Raises:
+        InputError: if there is no such weight file, or it is another network's.
+    """
+    path = find_weights(weights)
+    params, description = read_weights(path)
+    options = description.network_g
+    if options is None or options.get("type") != "HRANet":
+        raise InputError(f"{path}: is not said to be an HRANet's; released files and checkpoints of ours are.")
+    return baselines.from_state_dict(params, options), options
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", required=True, metavar="NAME", help="a released HRANet, or a file")
@@ -62,12 +76,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     torch.manual_seed(arguments.seed)
     try:
-        path = find_weights(arguments.weights)
-        params, description = read_weights(path)
-        options = description.network_g
-        if options is None or options.get("type") != "HRANet":
-            raise InputError(f"{path}: is not said to be an HRANet's; released files and checkpoints of ours are.")
-        narrow = baselines.from_state_dict(params, options)
+        narrow, options = read_hranet(arguments.weights)
         wider = {**options, "num_feat": arguments.num_feat}
         wide = HRANet(**{key: value for key, value in wider.items() if key != "type"})
         widen(narrow, wide)

@@ -18,11 +18,6 @@ from tests.conftest import REPOSITORY, make_pictures
 SCRIPTS = REPOSITORY / "scripts"
 
 
-@pytest.fixture
-def scripts(monkeypatch):
-    monkeypatch.syspath_prepend(str(SCRIPTS))
-
-
 def run(script, *arguments):
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     command = [sys.executable, "-W", "ignore", str(SCRIPTS / script), *map(str, arguments)]
@@ -36,7 +31,7 @@ def assert_says_how_it_was_made(record):
     assert not any("/" in str(value) for value in record["settings"].values())  # no path of this machine
 
 
-def test_speed_is_compared_round_by_round(scripts):
+def test_speed_is_compared_round_by_round():
     """Twice as fast in each round, though the machine slows down by half in between."""
     from interleave import compare
 
@@ -45,7 +40,7 @@ def test_speed_is_compared_round_by_round(scripts):
     assert result["ours"]["seconds"] == {"median": 1, "lower_quartile": 1, "upper_quartile": 1.25}
 
 
-def test_curves_agree_where_windows_do(scripts):
+def test_curves_agree_where_windows_do():
     """10 dB is a factor of ten in the loss. The first window is of the start and never counts."""
     from benchmark_training import compare_curves
 
@@ -56,7 +51,7 @@ def test_curves_agree_where_windows_do(scripts):
     assert compare_curves(flat, [0.01 * 10**0.029] * 100)["agree"]
 
 
-def test_every_option_is_measured_alone_and_left_out(scripts):
+def test_every_option_is_measured_alone_and_left_out():
     from benchmark_training import FAST, list_contestants
 
     contestants = list_contestants("cuda")
@@ -65,7 +60,7 @@ def test_every_option_is_measured_alone_and_left_out(scripts):
     assert "only compile" not in list_contestants("cpu")
 
 
-def test_merged_branches_compute_the_same(scripts):
+def test_merged_branches_compute_the_same():
     from benchmark_inference import MergedBlock
 
     torch.manual_seed(0)
@@ -76,7 +71,7 @@ def test_merged_branches_compute_the_same(scripts):
 
 
 @pytest.mark.slow
-def test_training_is_benchmarked(scripts, tmp_path):
+def test_training_is_benchmarked(tmp_path):
     make_pictures(tmp_path / "pictures", 4, size=(50, 60))
     run(
         "benchmark_training.py",
@@ -98,7 +93,7 @@ def test_training_is_benchmarked(scripts, tmp_path):
 
 
 @pytest.mark.slow
-def test_inference_is_benchmarked(scripts, tmp_path):
+def test_inference_is_benchmarked(tmp_path):
     run(
         "benchmark_inference.py",
         "--quick",
@@ -138,7 +133,7 @@ RECORD = {
 }
 
 
-def test_tables_are_made_from_records(scripts, tmp_path):
+def test_tables_are_made_from_records(tmp_path):
     from make_tables import render
 
     page = "Before\n<!-- benchmark_training_cpu.json -->\nold\n<!-- end -->\nAfter\n"
@@ -151,7 +146,7 @@ def test_tables_are_made_from_records(scripts, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["performance.md", "recipes.md"])
-def test_the_page_says_what_the_records_say(scripts, name):
+def test_the_page_says_what_the_records_say(name):
     from make_tables import PAGES, render
 
     page = (REPOSITORY / "docs" / name).read_text()
@@ -166,7 +161,7 @@ def test_the_page_about_photographs_says_what_its_record_says():
         assert f"{mean:.2f} dB |" in next(line for line in page.splitlines() if line.startswith(f"| {method} |"))
 
 
-def test_a_steps_time_is_read_where_nothing_was_validated(scripts, tmp_path, monkeypatch):
+def test_a_steps_time_is_read_where_nothing_was_validated(tmp_path, monkeypatch):
     """20 and 30 seconds for 50 iterations; after the 100th, a validation took another 100."""
     from try_recipes import PRINT_EVERY, read_curve
 
@@ -183,7 +178,7 @@ def test_a_steps_time_is_read_where_nothing_was_validated(scripts, tmp_path, mon
 
 
 @pytest.mark.parametrize("group", ["base", "found", "tuned", "control"])
-def test_every_variant_is_an_option_file_that_runs(group, scripts, tmp_path, monkeypatch):
+def test_every_variant_is_an_option_file_that_runs(group, tmp_path, monkeypatch):
     from try_recipes import list_trials, squeeze
 
     make_pictures(tmp_path / "datasets/BSD400", 1)
@@ -200,7 +195,7 @@ def test_every_variant_is_an_option_file_that_runs(group, scripts, tmp_path, mon
         assert tried["train"]["scheduler"].get("periods", [1500]) == [1500]
 
 
-def test_variants_stand_beside_the_option_file_as_it_is(scripts):
+def test_variants_stand_beside_the_option_file_as_it_is():
     from make_tables import _make_trials
 
     results = [

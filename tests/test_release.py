@@ -1,13 +1,17 @@
 """Releasing weights: what the file and its card say, what is refused, and the page of results."""
 
 import copy
-import importlib.util
 import json
 from pathlib import Path
 
 import cv2
+import make_results
+import numpy as np
 import pytest
+import release_weights
+import revive_weights
 import torch
+import widen_weights
 import yaml
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -17,17 +21,6 @@ from hranet_arch.errors import InputError
 from hranet_arch.record import Record
 from tests.conftest import REPOSITORY, load_network
 from tests.test_record import RECORD
-
-
-def load_script(name):
-    spec = importlib.util.spec_from_file_location(name, REPOSITORY / "scripts" / f"{name}.py")
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    return script
-
-
-release_weights, make_results = load_script("release_weights"), load_script("make_results")
-widen_weights = load_script("widen_weights")
 
 
 def train(recipe, run):
@@ -245,6 +238,39 @@ def test_released_weights_are_widened_by_a_command(tmp_path, capsys):
     assert "(32, 1, 3, 3) cannot be widened to (48, 1, 3, 3)" in capsys.readouterr().err
     assert widen_weights.main(["--weights", "nothing", "--output", str(output), "--num-feat", "64"]) == 1
     assert "nothing" in capsys.readouterr().err
+
+
+def test_dead_channels_come_alive_and_the_network_computes_nearly_the_same():
+    torch.manual_seed(0)
+    network, noisy = HRANet(num_feat=8).eval(), torch.rand(2, 1, 40, 40)
+    revive_weights.revive(network, noisy)  # some are dead by chance
+    block = network.coarse_denoising.blocks[1].lwb1
+    with torch.no_grad():
+        block.conv5x5.bias[:3] = block.conv3x3.bias[2] = -100
+    before, kept = network(noisy), block.conv5x5.weight[3:].clone()
+    assert revive_weights.revive(network, noisy) == 4
+    assert revive_weights.revive(copy.deepcopy(network), noisy) == 0
+    assert (network(noisy) - before).abs().max() < 0.05 * (before - noisy).abs().max()
+    assert torch.equal(block.conv5x5.weight[3:], kept)
+    assert not block.conv1x1.weight[:, 2].any() and block.conv1x1.weight[:, :2].all()
+    (network(noisy) - 1).square().mean().backward()
+    assert block.conv5x5.weight.grad[:2].flatten(1).any(1).all() and block.conv1x1.weight.grad[:, 2].any()
+
+
+def test_released_weights_are_revived_by_a_command(tmp_path, capsys):
+    output, folder = tmp_path / "revived.safetensors", tmp_path / "pictures"
+    folder.mkdir()
+    command = ["--weights", "hranet_s_gray_s25", "--pictures", str(folder), "--sigma", "25", "--output", str(output)]
+    cv2.imwrite(str(folder / "small.png"), np.full((20, 30), 99, np.uint8))
+    assert revive_weights.main(command) == 0
+    assert "channels revived" in capsys.readouterr().out
+    old, new = (networks.load_network(name).module for name in ("hranet_s_gray_s25", output))
+    x = revive_weights.load_noisy(folder, "gray", 25)
+    with torch.inference_mode():
+        assert torch.allclose(old(x), new(x), atol=0.02) and not torch.equal(old(x), new(x))
+    cv2.imwrite(str(folder / "other.png"), np.full((21, 30), 99, np.uint8))
+    assert revive_weights.main(command) == 1
+    assert "at least 180x180 pixels" in capsys.readouterr().err
 
 
 def test_released_files_are_as_their_cards_say():
