@@ -54,8 +54,9 @@ def _revive_block(network: HRANet, block: LightweightBlock, noisy: Tensor) -> in
     both = dead[0] & dead[1]
     block.conv1x1.weight[:, both] = 0
     for conv, output, which in zip(convs, outputs, dead):
-        if which.any() and not which.all():
-            spread = output[:, ~which].std((0, 2, 3)).median()
+        if which.any():
+            alike = seen[0] if which.all() else output[:, ~which]
+            spread = alike.std((0, 2, 3)).median()
             _draw(conv, seen[0], which, torch.where(both, spread, SMALL * spread))
     return sum(int(which.sum()) for which in dead)
 
@@ -75,7 +76,7 @@ def load_noisy(folder: Path, color: str, sigma: float) -> Tensor:
     """Cuts of pictures of the folder with white noise, ``(n, c, h, w)``.
 
     Raises:
-        InputError: if they are too few or too small.
+        InputError: if the cuts differ in size, as those of small pictures do, or there are none.
     """
     paths = testsets.list_pictures(folder)
     paths = paths[:: max(1, len(paths) // PICTURES)][:PICTURES]

@@ -255,6 +255,10 @@ def test_dead_channels_come_alive_and_the_network_computes_nearly_the_same():
     assert not block.conv1x1.weight[:, 2].any() and block.conv1x1.weight[:, :2].all()
     (network(noisy) - 1).square().mean().backward()
     assert block.conv5x5.weight.grad[:2].flatten(1).any(1).all() and block.conv1x1.weight.grad[:, 2].any()
+    with torch.no_grad():
+        block.conv3x3.bias[:] = -100  # a branch of which nothing lives
+    assert revive_weights.revive(network, noisy) >= 8 and (block.conv3x3.bias > -100).all()
+    assert network(noisy).isfinite().all() and revive_weights.revive(network, noisy) == 0
 
 
 def test_released_weights_are_revived_by_a_command(tmp_path, capsys):
