@@ -26,7 +26,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import benchmark
 from torch.utils.flop_counter import FlopCounterMode
 
-from hranet_arch import __version__
+from hranet_arch import __version__, arithmetic
 
 Size = tuple[int, int, int]
 
@@ -346,7 +346,7 @@ def describe_machine(device: str | torch.device = "cpu") -> dict:
         "device_name": _name_cpu() if device.type == "cpu" else None,
         "threads": torch.get_num_threads(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "precision": _describe_precision(),
+        "precision": arithmetic.describe(),
     }
     if device.type == "cuda":
         versions |= {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
@@ -384,18 +384,3 @@ def _name_cpu() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     return platform.processor() or platform.machine()
-
-
-def _describe_precision() -> dict:
-    cuda, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    if hasattr(cudnn, "conv"):  # since torch 2.9; there the older names raise where somebody has used the newer ones
-        precision = {"cuda_matmul": cuda.fp32_precision, "cudnn_conv": cudnn.conv.fp32_precision}
-    else:
-        precision = {"cuda_matmul": cuda.allow_tf32, "cudnn_conv": cudnn.allow_tf32}
-        precision = {name: "tf32" if is_allowed else "ieee" for name, is_allowed in precision.items()}
-    return {
-        "dtype": "float32",
-        **precision,
-        "cudnn_benchmark": cudnn.benchmark,
-        "deterministic": torch.are_deterministic_algorithms_enabled(),
-    }

@@ -8,7 +8,7 @@ from importlib import metadata
 
 import torch
 
-from hranet_arch import compat
+from hranet_arch import arithmetic, compat
 
 PACKAGES = ("hranet-arch", "basicsr", "torch", "torchvision", "numpy", "opencv-python", "lmdb", "pydantic")
 TENSORBOARDS = ("tensorboard", "tb-nightly")
@@ -44,7 +44,8 @@ def _examine_tensorboard() -> list[str]:
 
 
 def _print_devices() -> None:
-    print(f"devices: CPU with {torch.get_num_threads()} threads")
+    fast = [name for name in arithmetic.DTYPES if arithmetic.is_fast(name, torch.device("cpu"))]
+    print(f"devices: CPU with {torch.get_num_threads()} threads, precision {', '.join(fast)}")
     for i in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(i)
         print(f"  cuda:{i} {properties.name}, {properties.total_memory / 2**30:.0f} GiB")

@@ -7,22 +7,21 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from hranet_arch import arithmetic
 from hranet_arch.hranet import ConvReLU
 
 
-def is_available(dtype: torch.dtype = torch.float32) -> bool:
-    """Whether this build of PyTorch has the operator, and this processor computes ``dtype`` by it.
+def is_available(precision: str = "fp32") -> bool:
+    """Whether this build of PyTorch has the operator, and this processor computes in ``precision`` by it.
 
     The operator is what ``torch.compile`` makes of a convolution and a ReLU; PyTorch documents it nowhere, so nothing
     may rest on its being there.
     """
     has_operator = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
-    if not has_operator or dtype not in (torch.float32, torch.bfloat16):
-        return False
-    return dtype is torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return has_operator and precision in ("fp32", "bf16") and arithmetic.is_fast(precision, torch.device("cpu"))
 
 
-def fuse(network: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Module:
+def fuse(network: nn.Module, precision: str = "fp32") -> nn.Module:
     """A copy of a network that computes the same, up to rounding, faster: for inference on the CPU.
 
     A ReLU that reads a picture again after the convolution has written it takes as long as the memory does: 8 to 16 %
@@ -31,11 +30,12 @@ def fuse(network: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Module:
     Args:
         network: in evaluation mode, on the CPU, BatchNorms folded. Fused are ``ConvReLU`` and, inside an
             ``nn.Sequential``, an ``nn.Conv2d`` that an ``nn.ReLU`` follows, where they pad by zeros.
-        dtype: of the fused convolutions, float32 or bfloat16; the rest is left to autocast.
+        precision: of the fused convolutions, ``'fp32'`` or ``'bf16'``; the rest is left to autocast.
     """
     network = copy.deepcopy(network).to(memory_format=torch.channels_last)
-    if not is_available(dtype):
+    if not is_available(precision):
         return network
+    dtype = arithmetic.DTYPES[precision]
     for module in list(network.modules()):
         if isinstance(module, nn.Sequential):
             _fuse_sequence(module, dtype)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hranet_arch import baselines, complexity, fusion, networks, preflight, tiling
+from hranet_arch import arithmetic, baselines, complexity, fusion, networks, preflight, tiling
 from hranet_arch.checkpoints import hash_params
 from hranet_arch.compat import make_importable
 from hranet_arch.errors import InputError
@@ -31,7 +31,6 @@ make_importable()
 
 from basicsr.utils.color_util import rgb2ycbcr, ycbcr2rgb
 
-AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # What tables call the pictures that the methods are given.
 INPUT_NAMES = {"denoise": "Noisy", "sr": "Bicubic", "jpeg": "JPEG"}
 
@@ -165,7 +164,7 @@ def make_method(entry: dict, task: Task, weights_root: Path) -> Method:
         network.sigma = task.level  # FFDNet's and DRUNet's noise map
     method = Method(
         "network", name, arguments, path, hash_params(networks.read_weights(path)[0]) if path else None, parameters,
-        _cast(network.eval().to(task.device), task.precision), task,
+        _cast(network.eval().to(task.device), task), task,
         entry.get("enlarge_first", False), entry.get("channel", "all"),
     )  # fmt: skip
     _probe(method)
@@ -251,23 +250,23 @@ class SpandrelNetwork(nn.Module):
         return output[..., : height * self.scale, : width * self.scale]
 
 
-def _cast(network: nn.Module, precision: str) -> nn.Module:
-    return network if precision == "fp32" else _Autocast(network, AUTOCAST[precision])
+def _cast(network: nn.Module, task: Task) -> nn.Module:
+    return network if task.precision == "fp32" else _Autocast(network, task)
 
 
 class _Autocast(nn.Module):
     """A network in another precision; the result is float32."""
 
-    def __init__(self, network: nn.Module, dtype: torch.dtype) -> None:
+    def __init__(self, network: nn.Module, task: Task) -> None:
         super().__init__()
         self.network = network
-        self.dtype = dtype
+        self.task = task
         for name in ("halo", "local_halo", "tile_multiple", "global_attentions"):  # what tiles are cut by
             if hasattr(network, name):
                 setattr(self, name, getattr(network, name))
 
     def forward(self, x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, self.dtype):
+        with arithmetic.autocast(self.task.precision, x.device):
             return self.network(x).float()
 
 

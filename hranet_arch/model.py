@@ -25,30 +25,27 @@ from basicsr.models.sr_model import SRModel
 from basicsr.utils import get_root_logger
 from basicsr.utils.dist_util import master_only
 
-from hranet_arch import checkpoints, tiling
+from hranet_arch import arithmetic, checkpoints, tiling
 from hranet_arch.errors import TrainingError
 from hranet_arch.optimizers import list_optimizers
 from hranet_arch.validation import validate
-
-AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class RestorationModel(SRModel):
     """BasicSR's ``SRModel`` with mixed precision, clipping, accumulation, a guard against NaN, tiles, exact resume.
 
-    Options beyond those of ``SRModel``, all with defaults, in ``train:``: ``precision`` (``fp32``, ``bf16``,
-    ``fp16``), ``channels_last``, ``compile`` (true, or a mode of ``torch.compile``), ``accumulate`` (parts that a batch
-    is cut into; their gradients are added), ``grad_clip`` (largest gradient norm), ``max_skipped`` (iterations in a row
-    that may be lost to losses that are not finite). In ``val:``: ``tile`` (pictures of more pixels than ``tile * tile``
-    are run in tiles), ``halo``, ``best_on`` (the validation set whose first metric picks ``net_g_best.pth``; ``none``
-    for no set).
+    Options beyond those of ``SRModel``, all with defaults, in ``train:``: ``precision`` (``fp32``, ``bf16``, ``fp16``;
+    on a CPU without such arithmetic fp32, with a warning), ``channels_last``, ``compile`` (true, or a mode of
+    ``torch.compile``), ``accumulate`` (parts that a batch is cut into; their gradients are added), ``grad_clip``
+    (largest gradient norm), ``max_skipped`` (iterations in a row that may be lost to losses that are not finite). In
+    ``val:``: ``tile`` (pictures of more pixels than ``tile * tile`` are run in tiles), ``halo``, ``best_on`` (the
+    validation set whose first metric picks ``net_g_best.pth``; ``none`` for no set).
 
     A step never waits for a GPU: whether it is lost is decided there, and read when the log is printed.
     """
 
     def __init__(self, opt: dict) -> None:
         train_opt = opt.get("train") or {}
-        self.autocast_dtype = AUTOCAST[train_opt.get("precision", "fp32")]
         self.memory_format = torch.channels_last if train_opt.get("channels_last") else torch.contiguous_format
         self.skipped = self.skipped_in_a_row = 0
         self.unread: tuple[int, OrderedDict[str, Tensor]] | None = None
@@ -63,7 +60,9 @@ class RestorationModel(SRModel):
         self.accumulate = train_opt.get("accumulate", 1)
         self.max_norm = train_opt.get("grad_clip") or float("inf")
         self.max_skipped = train_opt.get("max_skipped", 100)
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.autocast_dtype is torch.float16)
+        wanted = train_opt.get("precision", "fp32")
+        self.precision = arithmetic.choose(wanted, self.device, get_root_logger().warning)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         for net in (self.net_g, getattr(self, "net_g_ema", None)):
             if net is not None:
                 net.to(memory_format=self.memory_format)
@@ -134,7 +133,7 @@ class RestorationModel(SRModel):
             is_last = i == len(parts) - 1
             is_distributed = isinstance(self.net_g, DistributedDataParallel)
             with self.net_g.no_sync() if is_distributed and not is_last else nullcontext():
-                with torch.autocast(self.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None):
+                with arithmetic.autocast(self.precision, self.device):
                     output = self.run_network(self.net_g, self.lq[part], part)
                 losses = self._losses(output.float(), self.gt[part])
                 weight = len(output) / len(self.lq)
@@ -278,6 +277,7 @@ class RestorationModel(SRModel):
         """What a resume needs beyond BasicSR's optimisers and schedules; plain values and tensors only."""
         version, keys, *rest = np.random.get_state()
         return {
+            "precision": self.precision,
             "scaler": self.scaler.state_dict(),
             "skipped": int(self.losts[0]),
             "best": getattr(self, "best_metric_results", {}),

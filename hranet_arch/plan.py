@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from hranet_arch import complexity, examples, fidelity, methods, record, schema, scores, testsets
+from hranet_arch import arithmetic, complexity, examples, fidelity, methods, record, schema, scores, testsets
 from hranet_arch.errors import InputError
 from hranet_arch.images import decode_image
 from hranet_arch.journal import make_key
@@ -109,6 +109,7 @@ def make_plan(opt: dict, folder: Path) -> Plan:
     if importlib.util.find_spec("matplotlib") is None:  # not only when all has been measured
         raise InputError("the plots need matplotlib: pip install 'hranet-arch[compare]'")
     device = _find_device(opt["device"])
+    opt = {**opt, "precision": arithmetic.choose(opt["precision"], device, logger.warning)}
     plan = Plan(opt, folder, device, complexity.describe_commit(), complexity.describe_machine(device))
     for level in opt[schema.LEVEL_KEYS[opt["task"]]]:
         fault = _find_fault(opt["task"], level)

@@ -6,9 +6,8 @@ another module's (``pictures.py``).
 
 from __future__ import annotations
 
-import contextlib
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hranet_arch import fusion, memory, tiling
+from hranet_arch import arithmetic, fusion, memory, tiling
 from hranet_arch.errors import InputError
 from hranet_arch.networks import Backend, Description, LoadedNetwork, Task, load_network, require_task
 from hranet_arch.noise import estimate_sigma
@@ -27,7 +26,6 @@ from hranet_arch.symmetries import IDENTITY, SYMMETRIES
 
 logger = logging.getLogger(__name__)
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 LARGEST_VALUE = {torch.uint8: 255, torch.uint16: 65535}
 FLOATS = (torch.float16, torch.float32, torch.float64)
 LOWEST, HIGHEST = -2.0, 3.0  # of float pixels: white Gaussian noise up to sigma 100 around [0, 1]
@@ -62,6 +60,7 @@ class Restorer:
         weights: a released network's name, a ``.pth``, ``.safetensors`` or ``.onnx`` file, or a ``LoadedNetwork``.
         device: ``'auto'`` (a GPU if there is one), ``'cpu'``, ``'cuda'``, ``'cuda:1'``.
         precision: ``'fp32'``, or ``'bf16'`` for convolutions in 16 bits: faster on hardware made for it, less exact.
+            On a CPU that is not, fp32 is used, with a warning; ``self.precision`` says which.
         tile: side in pixels of the tiles that large pictures are cut into; None: as large as the free memory allows.
             The result is the same.
         ensemble: the mean over the picture's eight symmetries: a little better, eight times the work.
@@ -86,7 +85,7 @@ class Restorer:
         network_g: Mapping[str, object] | None = None,
         backend: Backend | None = None,
     ) -> None:
-        if precision not in DTYPES:
+        if precision not in ("fp32", "bf16"):
             raise InputError(f"precision={precision!r} is not allowed: it must be 'fp32' or 'bf16'.")
         if tile is not None and (not isinstance(tile, int) or isinstance(tile, bool) or tile < tiling.SMALLEST_TILE):
             raise InputError(
@@ -96,10 +95,10 @@ class Restorer:
         self.network = weights if is_loaded else load_network(weights, network_g, backend=backend)
         require_task(self.network, self.task)
         self.device = _find_device(device)
-        self.precision = precision
         self.tile = tile
         if self.network.backend == "onnxruntime":
-            self._check_onnx(device)
+            self._check_onnx(device, precision)
+        self.precision = arithmetic.choose(precision, self.device, logger.warning)
         self.module = self._prepare()
         self.symmetries = SYMMETRIES if ensemble else (IDENTITY,)
         self._bytes_per_pixel: float | None = None
@@ -150,15 +149,15 @@ class Restorer:
     def _prepare(self) -> torch.nn.Module:
         """The network where it runs, as it runs fastest there."""
         if self.device.type == "cpu" and self.network.backend == "torch":
-            return fusion.fuse(self.network.module, DTYPES[self.precision])
+            return fusion.fuse(self.network.module, self.precision)
         return self.network.module.to(self.device)
 
-    def _check_onnx(self, device: str | torch.device) -> None:
+    def _check_onnx(self, device: str | torch.device, precision: str) -> None:
         """What an ONNX network cannot do; and a GPU is taken by itself only where its runtime can use it."""
         from hranet_arch.onnx_network import has_cuda
 
-        if self.precision != "fp32":
-            raise InputError(f"precision={self.precision!r} is not allowed: ONNX Runtime runs this network in 'fp32'.")
+        if precision != "fp32":
+            raise InputError(f"precision={precision!r} is not allowed: ONNX Runtime runs this network in 'fp32'.")
         if self.tile and not self.network.module.is_divisible:
             raise InputError(
                 f"tile={self.tile} is not allowed: {self.network.name} averages over the whole picture, and as an ONNX "
@@ -171,8 +170,8 @@ class Restorer:
         run = partial(self.module, sigma=sigma) if self.network.takes_sigma else self.module
         with (
             torch.inference_mode(),
-            torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"),
-            self._arithmetic(),
+            arithmetic.autocast(self.precision, self.device),
+            arithmetic.full_float32(self.device),
         ):
             tiling.restore(
                 self.module,
@@ -183,9 +182,6 @@ class Restorer:
                 output=_Scaled(y, self.device, self.network.channels),
                 report=report,
             )
-
-    def _arithmetic(self) -> contextlib.AbstractContextManager:
-        return full_float32() if self.device.type == "cuda" else contextlib.nullcontext()
 
     # --- how much at a time ---
 
@@ -393,20 +389,3 @@ def _divide(x: Tensor, y: Tensor, channels: int, pixels: int) -> list[tuple[Tens
 def _to_array(planes: Tensor) -> np.ndarray:
     """``(c, h, w)`` to ``(h, w, c)``, in the depth it has."""
     return planes.permute(1, 2, 0).cpu().numpy()
-
-
-@contextlib.contextmanager
-def full_float32() -> Iterator[None]:
-    """Inside, CUDA multiplies in fp32 what is fp32, and does not round to TF32's 10 bits."""
-    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-    is_new = hasattr(cudnn, "conv")  # since torch 2.9; there the older names raise where somebody used the newer ones
-    places = [(cudnn.conv, "fp32_precision"), (matmul, "fp32_precision")] if is_new else None
-    places = places or [(cudnn, "allow_tf32"), (matmul, "allow_tf32")]
-    before = [getattr(*place) for place in places]
-    try:
-        for place in places:
-            setattr(*place, "ieee" if is_new else False)
-        yield
-    finally:
-        for place, value in zip(places, before):
-            setattr(*place, value)

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hranet_arch import HRANet
+from hranet_arch import HRANet, arithmetic
 
 PATCH = 48
 BATCH = 16
@@ -66,7 +66,7 @@ def train(pictures: list[np.ndarray], attention_pool: str | int, seed: int, args
     for _ in range(args.steps):
         clean = draw_batch(pictures, rng)
         noisy = clean + torch.randn_like(clean) * (SIGMA / 255)
-        with torch.autocast("cpu", torch.bfloat16, enabled=args.precision == "bf16"):
+        with arithmetic.autocast(args.precision, torch.device("cpu")):
             output = network(noisy)
         loss = torch.nn.functional.mse_loss(output.float(), clean)
         optimizer.zero_grad()
@@ -125,6 +125,7 @@ def main() -> None:
     parser.add_argument("--pools", nargs="+", default=["global", "8"], help="'global' or strides")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="bf16")
     args = parser.parse_args()
+    args.precision = arithmetic.choose(args.precision, torch.device("cpu"), print)
 
     pictures = read_pictures(args.input, args.list)
     random.Random(0).shuffle(pictures)

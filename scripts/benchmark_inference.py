@@ -4,10 +4,11 @@
 
 *stock* is the network as BasicSR runs it: eager, fp32, contiguous memory, BatchNorm not folded, glibc's allocator as it
 is. *ours* has every option; *only X* has one of them on, *without X* one off. The options: ``fold`` (BatchNorm into the
-convolutions), ``channels_last``, ``bf16`` (autocast); on a CPU, as ``basicsr denoise`` has them, ``keep_memory``
-(``allocator.keep_freed_memory``) and ``fuse`` (``fusion.fuse``, channels-last itself: *without channels_last* lacks
-both); on a GPU ``compile`` (CUDA graphs). *merged branches* is ours with one 1x1 and one depthwise convolution in place
-of the two branches' of each lightweight block: equal, and kept here to be measured, not in the package.
+convolutions), ``channels_last``, ``bf16`` (autocast; not on a CPU without such instructions); on a CPU, as ``basicsr
+denoise`` has them, ``keep_memory`` (``allocator.keep_freed_memory``) and ``fuse`` (``fusion.fuse``, channels-last
+itself: *without channels_last* lacks both); on a GPU ``compile`` (CUDA graphs). *merged branches* is ours with one 1x1
+and one depthwise convolution in place of the two branches' of each lightweight block: equal, and kept here to be
+measured, not in the package.
 
 Every contestant has its own process, and they take turns. The cost in quality is measured on noisy pictures (sigma
 25): PSNR of stock's and of each contestant's output, and their largest difference. With random weights (no
@@ -26,7 +27,7 @@ import torch
 from interleave import Contestant, compare, take_turns, write_record
 from torch import Tensor, nn
 
-from hranet_arch import checkpoints, fusion, noise
+from hranet_arch import arithmetic, checkpoints, fusion, noise
 from hranet_arch.allocator import keep_freed_memory
 from hranet_arch.hranet import HRANet, LightweightBlock
 from hranet_arch.images import decode_image, to_float
@@ -81,14 +82,14 @@ class Inference:
         self.format = torch.channels_last if options["channels_last"] else torch.contiguous_format
         self.network = network.to(self.device, memory_format=self.format)
         if options["fuse"]:
-            self.network = fusion.fuse(self.network, torch.bfloat16 if options["bf16"] else torch.float32)
+            self.network = fusion.fuse(self.network, "bf16" if options["bf16"] else "fp32")
         if options["compile"]:
             self.network.compile(mode="reduce-overhead")
 
     @torch.inference_mode()
     def denoise(self, noisy: Tensor) -> Tensor:
         noisy = noisy.to(self.device, memory_format=self.format)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.options["bf16"]):
+        with arithmetic.autocast("bf16" if self.options["bf16"] else "fp32", self.device):
             return self.network(noisy).float()
 
     def prepare(self, size: tuple[int, int]) -> None:
@@ -119,10 +120,14 @@ class Inference:
 
 
 def list_contestants(device: str) -> dict[str, dict]:
-    keys = ["fold", "channels_last", "bf16"] + (["compile"] if device == "cuda" else ["fuse", "keep_memory"])
+    keys = ["fold", "channels_last"] + (["compile"] if device == "cuda" else ["fuse", "keep_memory"])
+    if arithmetic.is_fast("bf16", torch.device(device)):
+        keys.insert(2, "bf16")
     nothing = dict.fromkeys(["fold", "channels_last", "bf16", "fuse", "keep_memory", "compile", "merge"], False)
     everything = {**nothing, **dict.fromkeys(keys, True)}
-    contestants = {"stock": nothing, "ours": everything, "ours in fp32": {**everything, "bf16": False}}
+    contestants = {"stock": nothing, "ours": everything}
+    if "bf16" in keys:
+        contestants["ours in fp32"] = {**everything, "bf16": False}
     for key in keys:
         contestants[f"only {key}"] = {**nothing, key: True}
         if key != "bf16":

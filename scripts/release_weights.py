@@ -177,7 +177,7 @@ def describe(run: Path, recipe: Path, opt: dict, network: HRANet) -> dict:
             "scheduled": opt["train"]["total_iter"],
             "batch": train["batch_size_per_gpu"],
             "patch": train["gt_size"],
-            "precision": opt["train"]["precision"],
+            "precision": state.get("precision", opt["train"]["precision"]),  # absent before 2026-11-25
             "seed": opt["manual_seed"],
             **({"start": Path(start).stem} if start else {}),
         },

@@ -64,6 +64,12 @@ def recipe(tmp_path, monkeypatch):
     }  # fmt: skip
 
 
+@pytest.fixture
+def any_precision(monkeypatch):
+    """Precisions are those that are asked for, though this processor may compute them slowly."""
+    monkeypatch.setattr("hranet_arch.arithmetic.choose", lambda precision, device, warn: precision)
+
+
 @pytest.fixture(scope="module")
 def browser():
     """A headless Chromium or Chrome of this machine; tests that need one are skipped where there is none."""

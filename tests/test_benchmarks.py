@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
-from hranet_arch import registration
+from hranet_arch import arithmetic, registration
 from hranet_arch.hranet import HRANet
 from hranet_arch.option_files import merge, read_options
 from hranet_arch.options import check_options
@@ -60,6 +60,19 @@ def test_every_option_is_measured_alone_and_left_out():
     assert "only compile" not in list_contestants("cpu")
 
 
+@pytest.mark.parametrize("has_bf16", [True, False])
+def test_bf16_is_measured_where_the_processor_has_it(has_bf16, monkeypatch):
+    import benchmark_inference
+    import benchmark_training
+
+    monkeypatch.setattr(arithmetic, "is_fast", lambda precision, device: has_bf16)
+    training = benchmark_training.list_contestants("cpu")
+    assert training["ours"]["precision"] == ("bf16" if has_bf16 else "fp32")
+    assert ("only precision" in training) is ("without precision" in training) is has_bf16
+    inference = benchmark_inference.list_contestants("cpu")
+    assert inference["ours"]["bf16"] is ("only bf16" in inference) is ("ours in fp32" in inference) is has_bf16
+
+
 def test_merged_branches_compute_the_same():
     from benchmark_inference import MergedBlock
 
@@ -87,7 +100,7 @@ def test_training_is_benchmarked(tmp_path):
     assert_says_how_it_was_made(record)
     result = record["networks"]["HRANet num_feat=4"]
     assert set(result["contestants"]) == {"stock", "ours"}
-    assert result["contestants"]["ours"]["options"]["precision"] == "bf16"
+    assert result["contestants"]["ours"]["options"]["precision"] in ("bf16", "fp32")  # as the processor has it
     assert all(0 <= values["waiting"]["median"] < 1 for values in result["contestants"].values())
     assert result["curves"]["agree"] and result["profiles"]["stock"]
 
@@ -109,7 +122,9 @@ def test_inference_is_benchmarked(tmp_path):
     assert_says_how_it_was_made(record)
     result = record["networks"]["HRANet num_feat=4"]
     assert set(result["sizes"][0]["contestants"]) == set(result["quality"]) == {"stock", "only fold", "ours"}
-    assert result["quality"]["only fold"]["largest_difference"] < 1e-6 < result["quality"]["ours"]["largest_difference"]
+    assert result["quality"]["only fold"]["largest_difference"] < 1e-6
+    has_bf16 = arithmetic.is_fast("bf16", torch.device("cpu"))
+    assert (result["quality"]["ours"]["largest_difference"] > 1e-5) is has_bf16
 
 
 RECORD = {

@@ -15,7 +15,7 @@ import torch
 import yaml
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from hranet_arch import HRANet, checkpoints, cli, compare, journal, methods, noise, plan, record, resize
+from hranet_arch import HRANet, arithmetic, checkpoints, cli, compare, journal, methods, noise, plan, record, resize
 from hranet_arch.baselines import DnCNN, FFDNet
 from tests.conftest import REPOSITORY, make_pictures
 
@@ -78,6 +78,18 @@ def read(name="tiny"):
 
 
 # --- scores -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_record_names_the_precision_that_was_computed(options, monkeypatch, capfd):
+    monkeypatch.setattr(arithmetic, "is_fast", lambda precision, device: precision == "fp32")
+    options["methods"] = {"DnCNN": options["methods"]["DnCNN"]}
+    assert run(options) == 0
+    exact = read()
+    assert run({**options, "name": "rough", "precision": "bf16"}) == 0
+    assert capfd.readouterr().err.count("precision bf16: this processor has no instructions") == 1
+    rough = read("rough")
+    assert rough.protocol.precision == exact.protocol.precision == "fp32"
+    assert [one.psnr for one in rough.results] == [one.psnr for one in exact.results]
 
 
 def test_scores_are_those_of_scikit_image_and_of_noise_made_by_hand(options):

@@ -206,7 +206,7 @@ def test_a_young_average_forgets_its_random_start():
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_half_precision_learns_what_full_does(precision):
+def test_half_precision_learns_what_full_does(precision, any_precision):
     torch.manual_seed(0)
     lq = torch.rand(2, 1, 8, 8)
     half = make_model(precision=precision)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from hranet_arch import HRANet, memory, networks, restore, tiling
+from hranet_arch import HRANet, memory, networks, tiling
 from hranet_arch.baselines import ADNet, DnCNN, FFDNet
 from hranet_arch.errors import InputError
 from hranet_arch.restore import Denoiser
@@ -324,7 +324,7 @@ def test_colour_through_a_grey_network_is_told_of(caplog):
     assert "channel by channel" in caplog.text
 
 
-def test_bf16_is_near_fp32():
+def test_bf16_is_near_fp32(any_precision):
     net, x = make(num_feat=8), picture(40, 40)
     difference = np.abs(Denoiser(load(net), precision="bf16")(x) - evaluate(net, x))
     assert 0 < difference.mean() < 0.01
@@ -372,15 +372,6 @@ def test_the_noise_level_goes_to_networks_that_take_it():
             denoiser(x, sigma=sigma)
     with pytest.raises(InputError, match="not told the noise level"):
         Denoiser(load(make(num_feat=8)))(x, sigma=25)
-
-
-def test_full_precision_on_gpus_ends_with_the_block():
-    cudnn = torch.backends.cudnn
-    place = (cudnn.conv, "fp32_precision") if hasattr(cudnn, "conv") else (cudnn, "allow_tf32")
-    before = getattr(*place)
-    with restore.full_float32():
-        assert getattr(*place) in ("ieee", False)
-    assert getattr(*place) == before
 
 
 # --- networks from files ----------------------------------------------------------------------------------------------
@@ -562,7 +553,7 @@ def test_denoiser_brings_neither_basicsr_nor_torchvision():
     assert result.stdout.strip() == "False"
 
 
-def test_product_of_settings_runs_together():
+def test_product_of_settings_runs_together(any_precision):
     x = (picture(30, 30, 3) * 255).astype(np.uint8)
     net = load(make(num_feat=8))
     for precision, tile, ensemble in itertools.product(("fp32", "bf16"), (None, 16), (False, True)):

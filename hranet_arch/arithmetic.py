@@ -1,0 +1,72 @@
+"""The arithmetic that networks run in: fp32, or 16 bits where the processor has them; on a GPU, TF32 or not."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+import torch
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def is_fast(precision: str, device: torch.device) -> bool:
+    """Whether a device has arithmetic for this precision, ``'fp32'``, ``'bf16'`` or ``'fp16'``. A GPU always has.
+
+    On a CPU convolutions of 16 bits are oneDNN's where it knows instructions for them, and else plain loops of
+    PyTorch's, many times as slow as fp32 (``docs/performance.md``).
+    """
+    if precision == "fp32" or device.type != "cpu":
+        return True
+    is_supported = getattr(torch.ops.mkldnn, f"_is_mkldnn_{precision}_supported", None)  # absent without oneDNN
+    return is_supported is not None and is_supported()
+
+
+def choose(precision: str, device: torch.device, warn: Callable[[str], None]) -> str:
+    """The precision that was asked for; ``'fp32'``, with a warning, where it is slower and less exact than that."""
+    if is_fast(precision, device):
+        return precision
+    warn(f"precision {precision}: this processor has no instructions for it and would be far slower; fp32 is used.")
+    return "fp32"
+
+
+def autocast(precision: str, device: torch.device) -> torch.autocast:
+    """A context in which networks compute in this precision, whatever the one around it says."""
+    is_reduced = precision != "fp32"
+    return torch.autocast(device.type, DTYPES[precision] if is_reduced else None, enabled=is_reduced)
+
+
+# --- TF32: CUDA's fp32 may be rounded to 10 bits ----------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def full_float32(device: torch.device) -> Iterator[None]:
+    """Inside, CUDA multiplies in fp32 what is fp32, and does not round to TF32's 10 bits."""
+    switches = _list_switches().values() if device.type == "cuda" else []
+    before = [getattr(*switch) for switch in switches]
+    try:
+        for (backend, name), value in zip(switches, before):
+            setattr(backend, name, False if isinstance(value, bool) else "ieee")
+        yield
+    finally:
+        for switch, value in zip(switches, before):
+            setattr(*switch, value)
+
+
+def describe() -> dict:
+    """What a record says of it: by ``dtype`` tensors, by the others what CUDA makes of their fp32."""
+    values = {key: getattr(*switch) for key, switch in _list_switches().items()}
+    return {
+        "dtype": "float32",
+        **{key: {True: "tf32", False: "ieee"}.get(value, value) for key, value in values.items()},
+        "cudnn_benchmark": torch.backends.cudnn.benchmark,
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+    }
+
+
+def _list_switches() -> dict[str, tuple[object, str]]:
+    """Where PyTorch keeps what decides on TF32. Since 2.9 the older names raise where somebody used the newer ones."""
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    if hasattr(cudnn, "conv"):
+        return {"cuda_matmul": (matmul, "fp32_precision"), "cudnn_conv": (cudnn.conv, "fp32_precision")}
+    return {"cuda_matmul": (matmul, "allow_tf32"), "cudnn_conv": (cudnn, "allow_tf32")}

@@ -1,0 +1,78 @@
+"""Which precision is computed: the one asked for, where the processor has it; else fp32, and nobody is left unsaid."""
+
+import logging
+
+import pytest
+import torch
+
+from hranet_arch import Denoiser, arithmetic
+from hranet_arch.checkpoints import load_checkpoint
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.fixture(params=["bf16", "fp16"])
+def precision(request):
+    return request.param
+
+
+@pytest.fixture
+def without_16_bits(monkeypatch):
+    for name in ("bf16", "fp16"):
+        monkeypatch.setattr(torch.ops.mkldnn, f"_is_mkldnn_{name}_supported", lambda: False, raising=False)
+
+
+@pytest.mark.parametrize("answer", [True, False])
+def test_a_cpu_is_fast_where_onednn_says_so(precision, answer, monkeypatch):
+    monkeypatch.setattr(torch.ops.mkldnn, f"_is_mkldnn_{precision}_supported", lambda: answer, raising=False)
+    assert arithmetic.is_fast(precision, CPU) is answer
+    assert arithmetic.is_fast("fp32", CPU) and arithmetic.is_fast(precision, GPU)
+
+
+def test_without_onednn_fp32_alone_is_fast(precision, monkeypatch):
+    monkeypatch.setattr(torch.ops, "mkldnn", object())
+    assert not arithmetic.is_fast(precision, CPU) and arithmetic.is_fast("fp32", CPU)
+
+
+def test_fp32_stands_in_with_a_warning(precision, without_16_bits):
+    warnings = []
+    assert arithmetic.choose(precision, CPU, warnings.append) == "fp32"
+    assert len(warnings) == 1 and warnings[0].startswith(f"precision {precision}: this processor has no instructions")
+    assert arithmetic.choose(precision, GPU, warnings.append) == precision
+    assert arithmetic.choose("fp32", CPU, warnings.append) == "fp32"
+    assert len(warnings) == 1
+
+
+def test_a_denoiser_falls_back_to_exactly_fp32(without_16_bits, caplog):
+    x = torch.rand(1, 20, 24)
+    with caplog.at_level(logging.WARNING, "hranet_arch"):
+        denoiser = Denoiser("hranet_s_gray_s25", device="cpu", precision="bf16")
+    assert denoiser.precision == "fp32" and "precision bf16" in caplog.text
+    assert torch.equal(denoiser(x), Denoiser("hranet_s_gray_s25", device="cpu")(x))
+
+
+def test_a_training_falls_back_and_its_state_says_so(recipe, run, without_16_bits, capfd):
+    recipe["train"]["precision"] = "bf16"
+    assert run("train", recipe) == 0
+    output = capfd.readouterr()
+    assert (output.out + output.err).count("precision bf16: this processor has no instructions") == 1
+    assert load_checkpoint("experiments/tiny/training_states/8.state")["precision"] == "fp32"
+
+
+@pytest.mark.parametrize("outer", ["fp32", "bf16"])
+def test_autocast_holds_inside_of_another(outer):
+    a = torch.rand(2, 2)
+    with arithmetic.autocast(outer, CPU):
+        for name, dtype in arithmetic.DTYPES.items():
+            with arithmetic.autocast(name, CPU):
+                assert (a @ a).dtype is dtype
+
+
+def test_full_precision_on_gpus_ends_with_the_block():
+    cudnn = torch.backends.cudnn
+    place = (cudnn.conv, "fp32_precision") if hasattr(cudnn, "conv") else (cudnn, "allow_tf32")
+    before = getattr(*place)
+    with arithmetic.full_float32(GPU):
+        assert getattr(*place) in ("ieee", False)
+        assert arithmetic.describe()["cudnn_conv"] == "ieee"
+    assert getattr(*place) == before
