@@ -30,11 +30,12 @@ def _make_tables(path: Path) -> str:
     record = json.loads(path.read_text())
     machine, settings = record["machine"], record["settings"]
     threads = settings["threads"] if "threads" in settings else machine["threads"]
+    processor = f" ({machine['cpu_capability']})" if machine["device"] == "cpu" else ""
     versions = ", ".join(f"{name} {machine['versions'][name]}" for name in ("torch", "onnxruntime")
                          if name in machine["versions"])  # fmt: skip
     lines = [
         "",
-        f"{machine['device_name']}, {threads} thread{'s' * (threads != 1)}, {versions}, commit "
+        f"{machine['device_name']}{processor}, {threads} thread{'s' * (threads != 1)}, {versions}, commit "
         f"{record['commit'][:12]}{'+changes' if record['commit'].endswith('+changes') else ''}; "
         f"[record](records/{path.name}).{_describe_settings(settings)}",
         "",

@@ -129,7 +129,12 @@ def test_inference_is_benchmarked(tmp_path):
 
 RECORD = {
     "commit": "0123456789abcdef",
-    "machine": {"device_name": "A machine", "versions": {"torch": "2.0"}},
+    "machine": {
+        "device": "cpu",
+        "device_name": "A machine",
+        "cpu_capability": "AVX2",
+        "versions": {"torch": "2.0"},
+    },
     "settings": {"threads": 2, "rounds": 3},
     "networks": {
         "HRANet num_feat=4": {
@@ -156,7 +161,7 @@ def test_tables_are_made_from_records(tmp_path):
     (tmp_path / "benchmark_training_cpu.json").write_text(json.dumps(RECORD))
     text = render(page, tmp_path)
     assert "| ours | 50.0 (50.0–50.0) | 2.00 (1.00–3.00) | 3.1% |" in text
-    assert "A machine, 2 threads, torch 2.0, commit 0123456789ab;" in text
+    assert "A machine (AVX2), 2 threads, torch 2.0, commit 0123456789ab;" in text
     assert render(text, tmp_path) == text and text.startswith("Before\n") and text.endswith("After\n")
 
 
