@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/.installed
 .PHONY: help install demo test
 
 help:
-	@echo "make demo     install, train HRANet for about three minutes on sample pictures, show the result"
+	@echo "make demo     install, train HRANet for a few minutes on sample pictures, show the result"
 	@echo "make test     install, run the whole test suite"
 	@echo "make install  install into $(VENV); needs Python 3.10 or newer (docs/install.md)"
 

@@ -1,4 +1,4 @@
-"""``make demo``: trains a narrow HRANet for about three minutes on the sample, tests it, and draws what it does.
+"""``make demo``: trains a narrow HRANet for a few minutes on the sample, tests it, and draws what it does.
 
 It runs the commands of the README, shortened by ``--force_yml``, then prints the numbers and the path of a picture:
 noisy | HRANet | clean.
