@@ -16,7 +16,7 @@ import yaml
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from hranet_arch import HRANet, checkpoints, networks
+from hranet_arch import HRANet, arithmetic, checkpoints, networks
 from hranet_arch.errors import InputError
 from hranet_arch.record import Record
 from tests.conftest import REPOSITORY, load_network
@@ -70,6 +70,14 @@ def test_weights_and_card_say_how_they_were_made(trained):
     text = Path("weights/tiny.md").read_text()
     assert "| Set | 25 | 30.00 | 0.8000 |" in text and "basicsr train -opt options/x.yml" in text
     assert "from the layers that it shares with narrow." in text
+
+
+def test_a_card_names_the_precision_that_was_computed(recipe, run, monkeypatch):
+    monkeypatch.setattr(arithmetic, "is_fast", lambda precision, device: precision == "fp32")
+    recipe["train"]["precision"] = "bf16"
+    folder, _ = train(recipe, run)
+    release(folder, None)
+    assert " batches of 2 patches of 16x16, fp32, " in Path("weights/tiny.md").read_text()
 
 
 def degrade(recipe, color, training, validation):
