@@ -164,7 +164,7 @@ def make_method(entry: dict, task: Task, weights_root: Path) -> Method:
         network.sigma = task.level  # FFDNet's and DRUNet's noise map
     method = Method(
         "network", name, arguments, path, hash_params(networks.read_weights(path)[0]) if path else None, parameters,
-        _cast(network.eval().to(task.device), task), task,
+        _cast(network.eval().to(task.device), task.precision), task,
         entry.get("enlarge_first", False), entry.get("channel", "all"),
     )  # fmt: skip
     _probe(method)
@@ -250,23 +250,23 @@ class SpandrelNetwork(nn.Module):
         return output[..., : height * self.scale, : width * self.scale]
 
 
-def _cast(network: nn.Module, task: Task) -> nn.Module:
-    return network if task.precision == "fp32" else _Autocast(network, task)
+def _cast(network: nn.Module, precision: str) -> nn.Module:
+    return network if precision == "fp32" else _Autocast(network, precision)
 
 
 class _Autocast(nn.Module):
     """A network in another precision; the result is float32."""
 
-    def __init__(self, network: nn.Module, task: Task) -> None:
+    def __init__(self, network: nn.Module, precision: str) -> None:
         super().__init__()
         self.network = network
-        self.task = task
+        self.precision = precision
         for name in ("halo", "local_halo", "tile_multiple", "global_attentions"):  # what tiles are cut by
             if hasattr(network, name):
                 setattr(self, name, getattr(network, name))
 
     def forward(self, x: Tensor) -> Tensor:
-        with arithmetic.autocast(self.task.precision, x.device):
+        with arithmetic.autocast(self.precision, x.device):
             return self.network(x).float()
 
 

@@ -120,13 +120,13 @@ class Inference:
 
 
 def list_contestants(device: str) -> dict[str, dict]:
-    keys = ["fold", "channels_last"] + (["compile"] if device == "cuda" else ["fuse", "keep_memory"])
-    if arithmetic.is_fast("bf16", torch.device(device)):
-        keys.insert(2, "bf16")
+    has_bf16 = arithmetic.is_fast("bf16", torch.device(device))
+    keys = ["fold", "channels_last"] + ["bf16"] * has_bf16
+    keys += ["compile"] if device == "cuda" else ["fuse", "keep_memory"]
     nothing = dict.fromkeys(["fold", "channels_last", "bf16", "fuse", "keep_memory", "compile", "merge"], False)
     everything = {**nothing, **dict.fromkeys(keys, True)}
     contestants = {"stock": nothing, "ours": everything}
-    if "bf16" in keys:
+    if has_bf16:
         contestants["ours in fp32"] = {**everything, "bf16": False}
     for key in keys:
         contestants[f"only {key}"] = {**nothing, key: True}
