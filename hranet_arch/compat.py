@@ -26,6 +26,7 @@ class _Run:
 
     def reset(self) -> None:
         self.is_started = False  # an iteration has begun
+        self.iteration = self.saved = 0  # the last that has begun, and the last with a training state
         self.stop_requested = False  # set by a signal handler
         self.archived: list[tuple[str, str]] = []  # folders made, and where an older one of that name was moved to
         self.resume_state: dict | None = None

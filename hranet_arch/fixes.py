@@ -107,7 +107,7 @@ def warm_up_to_the_rate() -> None:
     def update_learning_rate(self, current_iter: int, warmup_iter: int = -1) -> None:
         if RUN.stop_requested:
             _save_and_stop(self, current_iter - 1)
-        RUN.is_started = True
+        RUN.is_started, RUN.iteration = True, current_iter
         self._set_lr([scheduler.get_last_lr() for scheduler in self.schedulers])
         if current_iter > 1:
             for scheduler in self.schedulers:
@@ -122,17 +122,22 @@ def warm_up_to_the_rate() -> None:
 def _save_and_stop(model, iteration: int) -> None:
     if iteration == 0:
         raise Interrupted("Stopped before the first iteration; nothing to save.")
-    model.save(epoch=(iteration - 1) // model.opt["iters_per_epoch"], current_iter=iteration)
+    _save(model, iteration)
     raise Interrupted(f"Stopped after iteration {iteration}; its checkpoint is saved. Go on with --auto_resume.")
+
+
+def _save(model, iteration: int) -> None:
+    model.save(epoch=(iteration - 1) // model.opt["iters_per_epoch"], current_iter=iteration)
 
 
 @_fix
 def save_or_raise() -> None:
     """``models/base_model.py:191-252, 297-330``: checkpoints are written in place, and a failure is "just ignored" with
-    exit status 0: a full disk leaves truncated files. A network that has become NaN is saved like any other.
+    exit status 0: a full disk leaves truncated files. A network that has become NaN is saved like any other. The last
+    iterations, where they do not fill ``save_checkpoint_freq``, have no training state: nothing can go on from them.
 
-    Written atomically here; a failure, and a network that is not finite, end the run with a message. Delete when
-    upstream raises and renames.
+    Written atomically here; a failure, and a network that is not finite, end the run with a message. The end of the
+    training is a checkpoint as others are. Delete when upstream raises and renames, and keeps the last state.
     """
     from basicsr.models.base_model import BaseModel
     from basicsr.utils.dist_util import master_only
@@ -152,10 +157,13 @@ def save_or_raise() -> None:
             )
         if net_label == "net_g":  # what leaves no trace in the weights' shapes, such as HRANet's attention_pool
             content["network_g"] = json.dumps(self.opt["network_g"], default=str)
+        content["iter"] = RUN.iteration  # of net_g_best and net_g_latest nothing else says it
         checkpoints.save_atomically(content, Path(self.opt["path"]["models"]) / f"{net_label}_{label}.pth")
 
     def save_training_state(self, epoch: int, current_iter: int) -> None:
-        if current_iter == -1:
+        if current_iter == -1:  # the end of the training
+            if RUN.iteration != RUN.saved:
+                _save(self, RUN.iteration)
             return
         state = {
             "epoch": epoch,
@@ -165,6 +173,7 @@ def save_or_raise() -> None:
             **self.extra_training_state(),
         }
         checkpoints.save_atomically(state, Path(self.opt["path"]["training_states"]) / f"{current_iter}.state")
+        RUN.saved = current_iter
 
     BaseModel.extra_training_state = lambda self: {}
     BaseModel.save_network = master_only(save_network)

@@ -64,15 +64,23 @@ def release(run: Path, recipe: Path, output: Path) -> str:
     """Writes weights and card; returns a line that says what was done.
 
     Raises:
-        InputError: if the weights are too large, or no better than others there.
+        InputError: if the weights are too large, no better than others there, or not those that the run's newest
+            training state speaks of.
     """
     opt = option_files.read_options(next(run.glob("*.yml"), run / "options.yml"))
-    params = select_params(load_checkpoint(run / "models" / "net_g_best.pth"))[0]
+    checkpoint = load_checkpoint(run / "models" / "net_g_best.pth")
+    params = select_params(checkpoint)[0]
     arguments = {key: value for key, value in opt["network_g"].items() if key != "type"}
     network = HRANet(**arguments)
     network.load_state_dict(params)
     task, level = read_degradation(opt["datasets"]["train"])
     card = describe(run, recipe, opt, network) | {"results": {}, "commit": complexity.describe_commit()}
+    best = card["validation"]["iteration"]
+    if checkpoint.get("iter", best) != best:  # absent before 2026-11-26
+        raise InputError(
+            f"{run}: net_g_best.pth is of iteration {checkpoint['iter']}, and for the newest training state {best} is "
+            "the best: the run ended between its checkpoints. Go on with --auto_resume to the next."
+        )
     path = output / f"{opt['name']}.safetensors"
     require_better(card, path)
     metadata = {

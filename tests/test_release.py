@@ -72,6 +72,19 @@ def test_weights_and_card_say_how_they_were_made(trained):
     assert "from the layers that it shares with narrow." in text
 
 
+def test_weights_of_an_iteration_that_no_state_knows_are_refused(trained):
+    """Killed after a validation and before the next checkpoint: the state's best is an older one."""
+    run, _ = trained
+    path = run / "models/net_g_best.pth"
+    checkpoint = checkpoints.load_checkpoint(path)
+    best = checkpoints.load_checkpoint(run / "training_states/8.state")["best"]["val"]["psnr"]["iter"]
+    assert checkpoint["iter"] == best
+    torch.save({**checkpoint, "iter": 9}, path)
+    with pytest.raises(InputError, match=f"is of iteration 9, and for the newest training state {best} is the best"):
+        release(run, None)
+    assert not Path("weights").exists()
+
+
 def test_a_card_names_the_precision_that_was_computed(recipe, run, monkeypatch):
     monkeypatch.setattr(arithmetic, "is_fast", lambda precision, device: precision == "fp32")
     recipe["train"]["precision"] = "bf16"

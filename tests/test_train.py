@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -70,6 +71,35 @@ def test_resuming_in_the_middle_is_exact_without_workers(recipe, run):
     assert run("train", recipe, "--force_yml", "train:total_iter=4") == 0
     assert run("train", recipe, "--auto_resume") == 0
     assert_equal_networks("experiments/whole/models/net_g_8.pth", "experiments/tiny/models/net_g_8.pth")
+
+
+@pytest.mark.parametrize("model_type", ["DenoisingModel", "SRModel"])
+def test_a_training_goes_on_from_its_end(recipe, run, model_type):
+    """It ends between two checkpoints; upstream's next start would repeat what came after the last of them."""
+    recipe["model_type"] = model_type
+    recipe["train"]["pixel_opt"] = {"type": "MSELoss"}
+    recipe["val"]["best_on"] = "val"
+    assert run("train", recipe, "--force_yml", "name=whole") == 0
+    assert run("train", recipe, "--force_yml", "train:total_iter=6") == 0
+    assert_equal_networks("experiments/tiny/models/net_g_6.pth", "experiments/tiny/models/net_g_latest.pth")
+    state = torch.load("experiments/tiny/training_states/6.state", weights_only=True)
+    assert state["iter"] == 6
+    if model_type == "DenoisingModel":  # BasicSR's own keeps no best
+        best = state["best"]["val"]["psnr"]["iter"]
+        assert_equal_networks("experiments/tiny/models/net_g_best.pth", f"experiments/tiny/models/net_g_{best}.pth")
+    assert run("train", recipe, "--auto_resume") == 0
+    logs = "".join(path.read_text() for path in Path("experiments/tiny").glob("*.log"))
+    assert "Resuming training from epoch: 1, iter: 6" in logs
+    assert_equal_networks("experiments/whole/models/net_g_8.pth", "experiments/tiny/models/net_g_8.pth")
+
+
+def test_a_training_without_iterations_leaves_states_alone(recipe, run):
+    """Started again once it has ended, or with fewer iterations than it has had."""
+    assert run("train", recipe) == 0
+    before = {path: path.stat().st_mtime_ns for path in Path("experiments/tiny/training_states").iterdir()}
+    for total in (8, 2):
+        assert run("train", recipe, "--auto_resume", "--force_yml", f"train:total_iter={total}") == 0
+    assert {path: path.stat().st_mtime_ns for path in Path("experiments/tiny/training_states").iterdir()} == before
 
 
 def test_a_named_state_is_resumed(recipe, run):
