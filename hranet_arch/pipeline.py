@@ -213,6 +213,7 @@ def load_resume_state(opt: dict) -> dict | None:
             raise InputError(f"{path}: its network {file} is missing. Is 'name' ({opt['name']}) that of the run?")
     check_resume(opt, state["iter"])
     RUN.resume_state = state
+    RUN.iteration = RUN.saved = state["iter"]
     return state
 
 

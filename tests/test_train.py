@@ -100,6 +100,7 @@ def test_a_training_without_iterations_leaves_states_alone(recipe, run):
     for total in (8, 2):
         assert run("train", recipe, "--auto_resume", "--force_yml", f"train:total_iter={total}") == 0
     assert {path: path.stat().st_mtime_ns for path in Path("experiments/tiny/training_states").iterdir()} == before
+    assert torch.load("experiments/tiny/models/net_g_latest.pth", weights_only=True)["iter"] == 8
 
 
 def test_a_named_state_is_resumed(recipe, run):
