@@ -159,6 +159,7 @@ def main() -> int:
     parser.add_argument("--iterations", type=int, default=1500)
     parser.add_argument("--validate-every", type=int, metavar="N", default=500, help="iterations")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--precision", choices=["fp32", "bf16"], help="of all variants; default: what each names")
     parser.add_argument("--trials", nargs="+", metavar="NAME", help="default: all of the group")
     arguments = parser.parse_args()
     try:
@@ -171,6 +172,9 @@ def main() -> int:
 
 def try_all(arguments: argparse.Namespace) -> None:
     trials = list_trials(arguments.group, arguments.iterations)
+    if arguments.precision:
+        same = _train({"precision": arguments.precision})
+        trials = {name: option_files.merge(changes, same) for name, changes in trials.items()}
     names = arguments.trials or list(trials)
     if unknown := set(names) - set(trials):
         raise InputError(f"--trials {', '.join(sorted(unknown))}: there are {', '.join(trials)}.")
