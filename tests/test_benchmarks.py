@@ -215,6 +215,21 @@ def test_every_variant_is_an_option_file_that_runs(group, tmp_path, monkeypatch)
         assert tried["train"]["scheduler"].get("periods", [1500]) == [1500]
 
 
+def test_a_precision_that_is_named_is_that_of_every_variant(tmp_path, monkeypatch):
+    import try_recipes
+
+    ran, output = [], tmp_path / "record.json"
+    monkeypatch.setattr(try_recipes, "train", lambda opt, changes: ran.append(changes) or {})
+    monkeypatch.setattr(try_recipes, "read_curve", lambda options: {"psnr": {5: 20.0}})
+    command = ["try_recipes", "--group", "found", "--trials", "found", "steps", "--output", str(output)]
+    monkeypatch.setattr(sys, "argv", [*command, "--precision", "fp32"])
+    assert try_recipes.main() == 0
+    for (_, changes), result in zip(ran, json.loads(output.read_text())["results"], strict=True):
+        assert changes == result["changes"]
+        assert changes["train"].pop("precision") == "fp32"
+        assert changes == try_recipes.list_trials("found", 1500)[result["trial"]]
+
+
 def test_variants_stand_beside_the_option_file_as_it_is():
     from make_tables import _make_trials
 
