@@ -22,7 +22,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from hranet_arch import complexity, option_files, testsets
+from hranet_arch import complexity, networks, option_files, testsets
 from hranet_arch.checkpoints import hash_params, load_checkpoint, select_params
 from hranet_arch.errors import InputError
 from hranet_arch.hranet import HRANet
@@ -187,7 +187,7 @@ def describe(run: Path, recipe: Path, opt: dict, network: HRANet) -> dict:
             "patch": train["gt_size"],
             "precision": state.get("precision", opt["train"]["precision"]),  # absent before 2026-11-25
             "seed": opt["manual_seed"],
-            **({"start": Path(start).stem} if start else {}),
+            **(describe_start(start) if start else {}),
         },
         "validation": {
             "set": val["name"],
@@ -199,6 +199,12 @@ def describe(run: Path, recipe: Path, opt: dict, network: HRANet) -> dict:
         "licence": "Trained on pictures of the Berkeley segmentation data sets, which are for non-commercial research "
         "and education.",
     }
+
+
+def describe_start(start: str) -> dict:
+    """The weights that a training began with: a file's, or those that the released network of this name has now."""
+    params = select_params(load_checkpoint(networks.find_weights(start)))[0]
+    return {"start": Path(start).stem, "start_sha256": hash_params(params)}
 
 
 def describe_protocol(record: Record) -> dict:

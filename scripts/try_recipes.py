@@ -3,6 +3,8 @@
     python scripts/try_recipes.py --group base --output docs/records/recipes.json
     python scripts/try_recipes.py --group found --output docs/records/recipes_found.json
     python scripts/try_recipes.py --group tuned --output docs/records/recipes_tuned.json
+    python scripts/try_recipes.py --group continued --output docs/records/recipes_continued.json \
+        --iterations 5500 --seeds 1
     python scripts/try_recipes.py --group control --output docs/records/control.json
     python scripts/try_recipes.py --group control --output docs/records/control.json \
         --trials DnCNN --iterations 1000                              # and for as many seconds
@@ -31,6 +33,8 @@ from hranet_arch.record import write_text
 
 PRINT_EVERY = 50  # iterations; a step's time is measured between two lines of the log
 OPTION_FILE = Path("options/released/train_hranet_s_gray_s25.yml")
+OPTION_FILES = {"continued": Path("options/released/train_hranet_s_gray_s25_continued.yml")}  # by group
+TRAINED = "experiments/hranet_s_gray_s25_dda8715.safetensors"  # made by OPTION_FILE; the file above says how to get it
 BASE = {"grad_clip": None, "optim_g": {"type": "Adam", "lr": 1e-3}}  # where the experiments began
 CLIPPING = {"grad_clip": 0.05}  # near the median norm of the gradient
 FOUND = {"grad_clip": 0.05, "optim_g": {"type": "Adam", "lr": 2e-3}}  # by the variants of BASE
@@ -50,11 +54,13 @@ def list_trials(group: str, iterations: int) -> dict[str, dict]:
             f"{count} patches of {size}": _train(FOUND) | _patches(size, count) for size, count in ((24, 32), (68, 4))
         }
     if group == "tuned":  # from trained weights on, at a lower rate
-        start = {"path": {"pretrain_network_g": "hranet_s_gray_s25"}}
+        start = {"path": {"pretrain_network_g": TRAINED}}
         tuned = start | _train(CLIPPING, {"optim_g": {"lr": 3e-4}})
         return {
             f"{count} patches of {size}": tuned | _patches(size, count) for size, count in ((48, 8), (68, 4), (96, 2))
         }
+    if group == "continued":  # as long as it takes
+        return {"MuonAdam": {}, "Adam": _train({"optim_g": {"type": "Adam", "lr": 1e-3}})}
     recipes = {"": FOUND, ", MuonAdam": MUON, ", base": BASE}
     trials = {f"HRANet-S{name}": _train(recipe) for name, recipe in recipes.items()}
     return trials | {f"DnCNN{name}": DNCNN | _train(recipe) for name, recipe in recipes.items()}
@@ -151,10 +157,8 @@ def read_curve(options: dict) -> dict:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--group", choices=["base", "found", "tuned", "control"], required=True)
-    parser.add_argument(
-        "--opt", type=Path, default=OPTION_FILE, metavar="FILE", help=f"to vary; default: {OPTION_FILE}"
-    )
+    parser.add_argument("--group", choices=["base", "found", "tuned", "continued", "control"], required=True)
+    parser.add_argument("--opt", type=Path, metavar="FILE", help="to vary; default: the group's, in options/released")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="JSON record: new, or to go on with")
     parser.add_argument("--iterations", type=int, default=1500)
     parser.add_argument("--validate-every", type=int, metavar="N", default=500, help="iterations")
@@ -179,11 +183,12 @@ def try_all(arguments: argparse.Namespace) -> None:
     if unknown := set(names) - set(trials):
         raise InputError(f"--trials {', '.join(sorted(unknown))}: there are {', '.join(trials)}.")
     length, seeds = arguments.iterations, arguments.seeds
-    record = read_record(arguments.output, {"option_file": arguments.opt.as_posix()})
+    opt = arguments.opt or OPTION_FILES.get(arguments.group, OPTION_FILE)
+    record = read_record(arguments.output, {"option_file": opt.as_posix()})
     done = {(one["trial"], one["iterations"], one["seed"]) for one in record["results"]}
     for name, seed in [(name, seed) for seed in seeds for name in names if (name, length, seed) not in done]:
         run = f"{arguments.output.stem}_{name.replace(' ', '_')}_{length}_{seed}"
-        options = train(arguments.opt, [squeeze(run, seed, length, arguments.validate_every), trials[name]])
+        options = train(opt, [squeeze(run, seed, length, arguments.validate_every), trials[name]])
         result = {"trial": name, "iterations": length, "seed": seed, "changes": trials[name]}
         result |= {"commit": complexity.describe_commit(), **read_curve(options)}  # a record may grow over commits
         print(f"{name}, seed {seed}: {list(result['psnr'].values())[-1]:.3f} dB", flush=True)

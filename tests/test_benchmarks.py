@@ -2,14 +2,16 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
-from hranet_arch import arithmetic, registration
+from hranet_arch import arithmetic, networks, registration
 from hranet_arch.hranet import HRANet
 from hranet_arch.option_files import merge, read_options
 from hranet_arch.options import check_options
@@ -197,13 +199,15 @@ def test_a_steps_time_is_read_where_nothing_was_validated(tmp_path, monkeypatch)
     assert curve["step_seconds"] == pytest.approx({"median": 0.5, "lower_quartile": 0.45, "upper_quartile": 0.55})
 
 
-@pytest.mark.parametrize("group", ["base", "found", "tuned", "control"])
+@pytest.mark.parametrize("group", ["base", "found", "tuned", "continued", "control"])
 def test_every_variant_is_an_option_file_that_runs(group, tmp_path, monkeypatch):
-    from try_recipes import list_trials, squeeze
+    from try_recipes import OPTION_FILE, OPTION_FILES, TRAINED, list_trials, squeeze
 
     make_pictures(tmp_path / "datasets/BSD400", 1)
     monkeypatch.chdir(tmp_path)
-    options = read_options(REPOSITORY / "options/released/train_hranet_s_gray_s25.yml")
+    Path("experiments").mkdir()
+    shutil.copy(networks.WEIGHTS / "hranet_s_gray_s25.safetensors", TRAINED)
+    options = read_options(REPOSITORY / OPTION_FILES.get(group, OPTION_FILE))
     for dataset in options["datasets"].values():
         del dataset["meta_info_file"]
     seen = []

@@ -14,7 +14,7 @@ import torch
 import widen_weights
 import yaml
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from hranet_arch import HRANet, arithmetic, checkpoints, networks
 from hranet_arch.errors import InputError
@@ -28,6 +28,7 @@ def train(recipe, run):
     options = {**recipe, "val": {**recipe["val"], "best_on": "val"}}
     assert run("train", options) == 0
     Path("options").mkdir()
+    save_file({"first": torch.ones(2)}, "experiments/narrow.safetensors")
     started = {**options, "path": {"pretrain_network_g": "experiments/narrow.safetensors"}}
     Path("options/x.yml").write_text(yaml.safe_dump(started), encoding="utf-8")
     checkpoint = Path("experiments/tiny/models/net_g_best.pth")
@@ -67,6 +68,7 @@ def test_weights_and_card_say_how_they_were_made(trained):
     assert card["training"]["pictures"] == 6 and card["training"]["iterations"] == 8
     assert card["validation"]["set"] == "val" and card["commit"] == record.commit
     assert len(card["training"]["data_sha256"]) == 64 != card["validation"]["data_sha256"]
+    assert card["training"]["start_sha256"] == checkpoints.hash_params({"first": torch.ones(2)})
     text = Path("weights/tiny.md").read_text()
     assert "| Set | 25 | 30.00 | 0.8000 |" in text and "basicsr train -opt options/x.yml" in text
     assert "from the layers that it shares with narrow." in text
