@@ -256,7 +256,7 @@ class RestorationModel(SRModel):
         record = self.best_metric_results[dataloader.dataset.opt["name"]][metric]
         if dataloader.dataset.opt["name"] == self.opt["val"].get("best_on") and record["val"] == means[metric]:
             self._save_networks("best")
-        self._keep_best(current_iter)
+        self._keep_best(min(current_iter, int(self.opt["train"]["total_iter"])))  # BasicSR's last one is one too high
 
     # --- checkpoints ---
 

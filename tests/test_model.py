@@ -297,6 +297,14 @@ def test_the_best_network_is_kept_by_name(recipe, run):
     assert state["best"]["val"]["psnr"]["iter"] == 4  # a resume from there knows it, though it was validated later
 
 
+def test_the_last_state_knows_the_best_of_the_validation_that_ends_a_training(recipe, run):
+    recipe["val"]["val_freq"] = 1000  # so that there is no other
+    assert run("train", recipe) == 0
+    best = torch.load("experiments/tiny/models/net_g_best.pth", weights_only=True)
+    state = torch.load("experiments/tiny/training_states/8.state", weights_only=True)
+    assert best["iter"] == 8 == state["best"]["val"]["psnr"]["iter"]
+
+
 def test_no_checkpoint_is_picked_where_none_is_asked_for(recipe, run, tmp_path):
     recipe["val"]["best_on"] = None
     assert run("train", recipe) == 0
