@@ -16,7 +16,7 @@ import yaml
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from hranet_arch import HRANet, arithmetic, checkpoints, networks
+from hranet_arch import HRANet, arithmetic, checkpoints, networks, option_files
 from hranet_arch.errors import InputError
 from hranet_arch.record import Record
 from tests.conftest import REPOSITORY, load_network
@@ -72,6 +72,22 @@ def test_weights_and_card_say_how_they_were_made(trained):
     text = Path("weights/tiny.md").read_text()
     assert "| Set | 25 | 30.00 | 0.8000 |" in text and "basicsr train -opt options/x.yml" in text
     assert "from the layers that it shares with narrow." in text
+
+
+@pytest.mark.parametrize("path", sorted(networks.WEIGHTS.glob("*.safetensors")), ids=lambda path: path.stem)
+def test_a_card_names_the_training_that_made_its_weights(path):
+    """Network, schedule, batches and start are the option file's; a start by name has not been replaced since."""
+    card = json.loads(networks._read_header(path)["card"])
+    options, training = option_files.read_options(REPOSITORY / card["training"]["option_file"]), card["training"]
+    dataset = options["datasets"]["train"]
+    assert (card["name"], card["network"]) == (options["name"], options["network_g"])
+    assert (training["scheduled"], training["seed"]) == (options["train"]["total_iter"], options["manual_seed"])
+    assert (training["batch"], training["patch"]) == (dataset["batch_size_per_gpu"], dataset["gt_size"])
+    start = options.get("path", {}).get("pretrain_network_g")
+    assert training.get("start") == (start and Path(start).stem)
+    if start in networks.list_released():
+        params = checkpoints.load_checkpoint(networks.find_weights(start))
+        assert checkpoints.hash_params(params) == training["start_sha256"]
 
 
 def test_weights_of_an_iteration_that_no_state_knows_are_refused(trained):
