@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from hranet_arch.compat import apply_fixes
+from hranet_arch.compat import RUN, apply_fixes
 
 apply_fixes()
 
@@ -256,16 +256,16 @@ class RestorationModel(SRModel):
         record = self.best_metric_results[dataloader.dataset.opt["name"]][metric]
         if dataloader.dataset.opt["name"] == self.opt["val"].get("best_on") and record["val"] == means[metric]:
             self._save_networks("best")
-        self._keep_best(min(current_iter, int(self.opt["train"]["total_iter"])))  # BasicSR's last one is one too high
+        self._keep_best()
 
     # --- checkpoints ---
 
     @master_only
-    def _keep_best(self, current_iter: int) -> None:
+    def _keep_best(self) -> None:
         """Into the state of this iteration too, which was saved before the validation: a resume must know its best."""
-        path = Path(self.opt["path"]["training_states"]) / f"{current_iter}.state"
+        path = Path(self.opt["path"]["training_states"]) / f"{RUN.iteration}.state"  # BasicSR ends one too high
         records = [record for of_set in self.best_metric_results.values() for record in of_set.values()]
-        if path.is_file() and any(record["iter"] == current_iter for record in records):
+        if path.is_file() and any(record["iter"] == RUN.iteration for record in records):
             checkpoints.save_atomically({**checkpoints.load_checkpoint(path), "best": self.best_metric_results}, path)
 
     def _save_networks(self, label: str | int) -> None:

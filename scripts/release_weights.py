@@ -203,7 +203,7 @@ def describe(run: Path, recipe: Path, opt: dict, network: HRANet) -> dict:
 
 def describe_start(start: str) -> dict:
     """The weights that a training began with: a file's, or those that the released network of this name has now."""
-    params = select_params(load_checkpoint(networks.find_weights(start)))[0]
+    params, _ = networks.read_weights(networks.find_weights(start))
     return {"start": Path(start).stem, "start_sha256": hash_params(params)}
 
 

@@ -59,7 +59,7 @@ def list_trials(group: str, iterations: int) -> dict[str, dict]:
         return {
             f"{count} patches of {size}": tuned | _patches(size, count) for size, count in ((48, 8), (68, 4), (96, 2))
         }
-    if group == "continued":  # as long as it takes
+    if group == "continued":  # its option file begins with trained weights
         return {"MuonAdam": {}, "Adam": _train({"optim_g": {"type": "Adam", "lr": 1e-3}})}
     recipes = {"": FOUND, ", MuonAdam": MUON, ", base": BASE}
     trials = {f"HRANet-S{name}": _train(recipe) for name, recipe in recipes.items()}
