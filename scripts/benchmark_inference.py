@@ -6,7 +6,8 @@
 is. *ours* has every option; *only X* has one of them on, *without X* one off. The options: ``fold`` (BatchNorm into the
 convolutions), ``channels_last``, ``bf16`` (autocast; not on a CPU without such instructions); on a CPU, as ``basicsr
 denoise`` has them, ``keep_memory`` (``allocator.keep_freed_memory``) and ``fuse`` (``fusion.fuse``, channels-last
-itself: *without channels_last* lacks both); on a GPU ``compile`` (CUDA graphs). *merged branches* is ours with one 1x1
+itself: *without channels_last* lacks both); on a GPU ``compile`` (CUDA graphs) and ``dense``
+(``LightweightBlock.run_dense``). *merged branches* is ours with one 1x1
 and one depthwise convolution in place of the two branches' of each lightweight block: equal, and kept here to be
 measured, not in the package.
 
@@ -70,6 +71,8 @@ class Inference:
         if options["keep_memory"]:
             keep_freed_memory()
         self.device, self.options = torch.device(settings["device"]), options
+        if not options["dense"]:
+            LightweightBlock.run_dense = lambda block, u: block.separable1(u) + block.separable2(u)
         torch.manual_seed(0)
         network = HRANet(num_feat=settings["num_feat"]).eval()
         if settings["weights"]:
@@ -84,7 +87,7 @@ class Inference:
         if options["fuse"]:
             self.network = fusion.fuse(self.network, "bf16" if options["bf16"] else "fp32")
         if options["compile"]:
-            self.network.compile(mode="reduce-overhead")
+            self.network.compile(mode="reduce-overhead", dynamic=False)  # for each size anew
 
     @torch.inference_mode()
     def denoise(self, noisy: Tensor) -> Tensor:
@@ -122,8 +125,9 @@ class Inference:
 def list_contestants(device: str) -> dict[str, dict]:
     has_bf16 = arithmetic.is_fast("bf16", torch.device(device))
     keys = ["fold", "channels_last"] + ["bf16"] * has_bf16
-    keys += ["compile"] if device == "cuda" else ["fuse", "keep_memory"]
-    nothing = dict.fromkeys(["fold", "channels_last", "bf16", "fuse", "keep_memory", "compile", "merge"], False)
+    keys += ["compile", "dense"] if device == "cuda" else ["fuse", "keep_memory"]
+    every = ["fold", "channels_last", "bf16", "fuse", "keep_memory", "compile", "dense", "merge"]
+    nothing = dict.fromkeys(every, False)
     everything = {**nothing, **dict.fromkeys(keys, True)}
     contestants = {"stock": nothing, "ours": everything}
     if has_bf16:

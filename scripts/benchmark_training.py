@@ -7,7 +7,11 @@ processes and prefetcher, in fp32, with a dataset of a single patch a sample as 
 ``DenoisingModel`` with every option that makes it faster (bf16 not on a CPU without such instructions). Between them,
 *only X* has one option on and *without X* one off. Same network and first weights, same LMDB, batch, optimiser and
 average of weights; every contestant has its own process, and they take turns. The first steps of a turn are not timed:
-workers have read ahead while others ran.
+workers have read ahead while others ran. On a GPU, ``compile`` and ``dense`` (``LightweightBlock.run_dense``) are
+options too, and ``keep_memory`` is none.
+
+*Waiting for data* is the time in the loader's ``next``; on a GPU, which works while Python goes on, what a step takes
+longer than one that is given a batch again.
 
 Loss curves of *stock* and *ours* are compared over ``--curve-steps`` steps: the two draw different patches and noise,
 so the mean losses of windows of 50 steps are; the curves agree if after the first window no two means are further
@@ -27,15 +31,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from interleave import Contestant, compare, summarize, take_turns, write_record
+from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from hranet_arch import arithmetic
-from hranet_arch.hranet import HRANet
+from hranet_arch.hranet import HRANet, LightweightBlock
 
 FAST = {"degrade_on": "device", "channels_last": True, "precision": "bf16", "fused": True, "keep_memory": True}
 PLAIN = {"degrade_on": "loader", "channels_last": False, "precision": "fp32", "fused": False, "keep_memory": False}
-PATCH, SIGMA, WORKERS, WINDOW = 48, 25, 2, 50
-READ_AHEAD = 2 * WORKERS  # batches that a DataLoader prepares while nobody asks for them
+PATCH, SIGMA, WINDOW, KEPT = 48, 25, 50, 8
 
 
 class Training:
@@ -46,6 +50,9 @@ class Training:
         torch.backends.cudnn.benchmark = True  # as train_pipeline does
         logging.disable(logging.WARNING)
         self.device, self.iteration, self.epoch, self.losses = settings["device"], 0, 0, []
+        self.read_ahead = 2 * settings["workers"]  # batches that a DataLoader prepares while nobody asks for them
+        if not (options or {}).get("dense"):
+            LightweightBlock.run_dense = lambda block, u: block.separable1(u) + block.separable2(u)
         build = self._build_stock if options is None else self._build_ours
         torch.manual_seed(0)
         self.model, self.sampler, loader = build(settings, options)
@@ -66,7 +73,8 @@ class Training:
         opt = _base_options(settings)
         dataset = _make_stock_dataset(settings["lmdb"])
         sampler = EnlargedSampler(dataset, 1, 0, _enlarge(len(dataset)))
-        loader_opt = {"phase": "train", "batch_size_per_gpu": settings["batch"], "num_worker_per_gpu": WORKERS}
+        loader_opt = {"phase": "train", "batch_size_per_gpu": settings["batch"]}
+        loader_opt["num_worker_per_gpu"] = settings["workers"]
         loader = build_dataloader(dataset, loader_opt, num_gpu=opt["num_gpu"], sampler=sampler, seed=0)
         return SRModel(opt), sampler, loader
 
@@ -85,7 +93,7 @@ class Training:
         opt["train"]["optim_g"]["fused"] = options["fused"]
         dataset = {"name": "train", "type": "GaussianDenoisingDataset", "phase": "train", "color": "gray"}
         dataset |= {"dataroot_gt": settings["lmdb"], "sigma": SIGMA, "gt_size": PATCH, "scale": 1}
-        dataset |= {"degrade_on": options["degrade_on"], "num_worker_per_gpu": WORKERS}
+        dataset |= {"degrade_on": options["degrade_on"], "num_worker_per_gpu": settings["workers"]}
         dataset |= {"batch_size_per_gpu": settings["batch"], "cache": None}
         dataset["dataset_enlarge_ratio"] = _enlarge(len(PictureStore(settings["lmdb"], "gray").keys))
         opt["datasets"] = {"train": dataset}
@@ -101,35 +109,57 @@ class Training:
             digest.update(value.cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
 
-    def run(self, untimed: int, steps: int) -> dict[str, float]:
+    def run_turn(self, steps: int) -> dict[str, float]:
         """Seconds of a step, and the part of them spent waiting for data."""
-        for _ in range(untimed):
-            self._step()
-        self._synchronize()
-        start = time.perf_counter()
-        waiting = sum(self._step() for _ in range(steps))
-        self._synchronize()
-        seconds = time.perf_counter() - start
-        return {"seconds": seconds / steps, "waiting": waiting / seconds}
+        self.run(self.read_ahead)
+        seconds, waiting = self.run(steps)
+        if self.device == "cuda":
+            waiting = max(seconds - self._run_again(steps), 0.0)
+        return {"seconds": seconds, "waiting": waiting / seconds}
 
-    def _step(self) -> float:
+    def run(self, steps: int) -> tuple[float, float]:
+        """Seconds of a step, and those of them in which the loader was asked."""
+        waiting = 0.0
+        self._synchronize()
         start = time.perf_counter()
+        for _ in range(steps):
+            asked = time.perf_counter()
+            data = self._next_batch()
+            waiting += time.perf_counter() - asked
+            self.losses.append(self._step(data))
+        self._synchronize()
+        return (time.perf_counter() - start) / max(steps, 1), waiting / max(steps, 1)
+
+    def _run_again(self, steps: int) -> float:
+        """Seconds of a step on batches that are there already."""
+        batches = [self._next_batch() for _ in range(KEPT)]
+        self._synchronize()
+        start = time.perf_counter()
+        for i in range(steps):
+            self._step(batches[i % KEPT])
+        self._synchronize()
+        return (time.perf_counter() - start) / steps
+
+    def _next_batch(self) -> dict:
         data = self.prefetcher.next()
         if data is None:
             self.epoch += 1
             self.sampler.set_epoch(self.epoch)
             self.prefetcher.reset()
             data = self.prefetcher.next()
-        waited = time.perf_counter() - start
+        return data
+
+    def _step(self, data: dict) -> Tensor:
+        """Returns the loss, which may still be under way."""
         self.iteration += 1
         self.model.update_learning_rate(self.iteration, warmup_iter=-1)
         self.model.feed_data(data)
         self.model.optimize_parameters(self.iteration)
         unread = getattr(self.model, "unread", None)
-        self.losses.append(unread[1]["l_pix"] if unread else self.model.log_dict["l_pix"])
+        loss = unread[1]["l_pix"] if unread else self.model.log_dict["l_pix"]
         if self.iteration % 100 == 0:
             self.model.get_current_log()
-        return waited
+        return loss
 
     def _synchronize(self) -> None:
         if self.device == "cuda":
@@ -142,7 +172,7 @@ class Training:
         """The operations that take most of a step, as shares of all operations' own time."""
         activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (self.device == "cuda")
         with profile(activities=activities) as profiler:
-            self.run(0, steps)
+            self.run(steps)
         key = f"self_{'device' if self.device == 'cuda' else 'cpu'}_time_total"
         events = sorted(profiler.key_averages(), key=lambda event: -getattr(event, key))
         total = sum(getattr(event, key) for event in events)
@@ -195,8 +225,9 @@ def _make_stock_dataset(lmdb: str) -> torch.utils.data.Dataset:
 
 def list_contestants(device: str) -> dict[str, dict | None]:
     fast, plain = dict(FAST), dict(PLAIN)
-    if device == "cuda":  # on the CPU it takes minutes to compile, and was slower
-        fast["compile"], plain["compile"] = "default", False
+    if device == "cuda":  # on the CPU the first takes minutes, and both were slower; glibc's memory is the CPU's
+        fast |= {"compile": "default", "dense": True, "keep_memory": False}
+        plain |= {"compile": False, "dense": False}
     if not arithmetic.is_fast("bf16", torch.device(device)):
         fast["precision"] = "fp32"
     contestants: dict[str, dict | None] = {"stock": None, "ours": fast, "ours, every option off": plain}
@@ -225,17 +256,17 @@ def measure(settings: dict, arguments: argparse.Namespace) -> dict:
     weights = {contestant.call("describe_weights") for contestant in contestants.values()}
     if len(weights) != 1:
         raise SystemExit("The contestants do not start from the same weights.")
-    take_turns(contestants, 1, "run", 2, 1)  # kernels are chosen and compiled
-    answers = take_turns(contestants, arguments.rounds, "run", READ_AHEAD, arguments.steps)
+    take_turns(contestants, 1, "run", 3)  # kernels are chosen and compiled
+    answers = take_turns(contestants, arguments.rounds, "run_turn", arguments.steps)
     results = compare({name: [a["seconds"] for a in given] for name, given in answers.items()}, "stock")
     for name, given in answers.items():
         results[name] |= {"waiting": summarize([a["waiting"] for a in given]), "options": wanted[name]}
     compared = [name for name in ("stock", "ours") if name in contestants]
     for name in set(contestants) - set(compared):
         contestants.pop(name).close()
-    done = 3 + arguments.rounds * (READ_AHEAD + arguments.steps)
+    done = 3 + arguments.rounds * (2 * settings["workers"] + arguments.steps)
     for name in compared:
-        contestants[name].call("run", max(arguments.curve_steps - done, 0), 1)
+        contestants[name].call("run", max(arguments.curve_steps - done, 1))
     curves = {name: contestants[name].call("read_losses")[: arguments.curve_steps] for name in compared}
     profiles = {name: contestants[name].call("profile", 3) for name in compared}
     for contestant in contestants.values():
@@ -257,6 +288,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="torch's threads, in each process")
     parser.add_argument("--num-feat", type=int, nargs="+", default=[32, 64])
     parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--workers", type=int, default=2, help="of the DataLoader; BasicSR's option files have 6")
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--steps", type=int, default=None, help="timed steps of a turn; default: 10, on a GPU 200")
     parser.add_argument("--curve-steps", type=int, default=300)
@@ -273,10 +305,10 @@ def main() -> None:
         prepare_lmdb(arguments.input, lmdb, gray=True)
         for num_feat in arguments.num_feat:
             settings = {"lmdb": lmdb, "num_feat": num_feat}
-            settings |= {key: getattr(arguments, key) for key in ("device", "threads", "batch")}
+            settings |= {key: getattr(arguments, key) for key in ("device", "threads", "batch", "workers")}
             results[f"HRANet num_feat={num_feat}"] = measure(settings, arguments)
             shown = {**vars(arguments), "input": arguments.input.name, "output": arguments.output.name}
-            shown |= {"patch": PATCH, "sigma": SIGMA, "workers": WORKERS}
+            shown |= {"patch": PATCH, "sigma": SIGMA}
             write_record(arguments.output, shown, arguments.device, {"networks": results})
             for name, result in results[f"HRANet num_feat={num_feat}"]["contestants"].items():
                 speedup, waiting = result["speedup"]["median"], result["waiting"]["median"]

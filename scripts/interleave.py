@@ -22,7 +22,10 @@ from hranet_arch import complexity
 
 
 class Contestant:
-    """One process, in which ``make(**arguments)`` has built an object whose methods are called from here."""
+    """One process, in which ``make(**arguments)`` builds an object whose methods are called from here.
+
+    Several build at once; ``take_turns`` begins when all are done.
+    """
 
     def __init__(self, name: str, make: Callable[..., Any], **arguments: Any) -> None:
         context = multiprocessing.get_context("spawn")
@@ -31,9 +34,16 @@ class Contestant:
         self.process = context.Process(target=_serve, args=(other, make, arguments))
         self.process.start()
         other.close()
-        self._receive()
+        self.is_built = False
+
+    def wait(self) -> None:
+        """Until the object is built."""
+        if not self.is_built:
+            self._receive()
+            self.is_built = True
 
     def call(self, method: str, *arguments: Any) -> Any:
+        self.wait()
         self.pipe.send((method, arguments))
         return self._receive()
 
@@ -67,6 +77,8 @@ def _serve(pipe: Connection, make: Callable[..., Any], arguments: dict) -> None:
 
 def take_turns(contestants: Mapping[str, Contestant], rounds: int, method: str, *arguments: Any) -> dict[str, list]:
     """What each contestant's method answered, round by round."""
+    for contestant in contestants.values():
+        contestant.wait()
     answers: dict[str, list] = {name: [] for name in contestants}
     for turn in range(rounds):
         for name in list(contestants)[:: -1 if turn % 2 else 1]:
