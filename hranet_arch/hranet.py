@@ -59,22 +59,9 @@ class LightweightBlock(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         u = self.norm(z)
-        s = self.run_dense(u) if u.is_cuda else self.separable1(u) + self.separable2(u)
+        s = self.separable1(u) + self.separable2(u)
         t = self.conv5x5(s) + self.conv3x3(s)
         return self.conv1x1(t)
-
-    def run_dense(self, u: Tensor) -> Tensor:
-        """``separable1(u) + separable2(u)`` as one 3x3 convolution: more arithmetic, but faster on a GPU.
-
-        A GPU waits for memory, not for arithmetic: this reads and writes a third of what four small convolutions do.
-        """
-        pairs = [(pointwise, depthwise) for pointwise, depthwise in (self.separable1, self.separable2)]
-        weight = sum(depthwise.weight * pointwise.weight for pointwise, depthwise in pairs)  # (out, in, 3, 3)
-        # The pointwise biases reach the depthwise taps inside of the picture alone, not in the zeros around it.
-        taps = sum(depthwise.weight * pointwise.bias[:, None, None, None] for pointwise, depthwise in pairs)
-        bias = sum(depthwise.bias for _, depthwise in pairs)
-        inside = F.conv2d(torch.ones_like(u[:1, :1]), taps, bias, padding=1)  # (1, out, h, w)
-        return F.conv2d(u, weight, padding=1) + inside
 
 
 def _depthwise_separable(num_in_ch: int, num_feat: int) -> nn.Sequential:

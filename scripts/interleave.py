@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import sys
 import traceback
 from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
@@ -83,6 +84,7 @@ def take_turns(contestants: Mapping[str, Contestant], rounds: int, method: str, 
     for turn in range(rounds):
         for name in list(contestants)[:: -1 if turn % 2 else 1]:
             answers[name].append(contestants[name].call(method, *arguments))
+        print(f"{method}: round {turn + 1} of {rounds} is done", file=sys.stderr, flush=True)
     return answers
 
 

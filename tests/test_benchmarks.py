@@ -12,7 +12,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from hranet_arch import arithmetic, networks, registration
-from hranet_arch.hranet import HRANet
+from hranet_arch.hranet import HRANet, LightweightBlock
 from hranet_arch.option_files import merge, read_options
 from hranet_arch.options import check_options
 from tests.conftest import REPOSITORY, make_pictures
@@ -57,8 +57,8 @@ def test_every_option_is_measured_alone_and_left_out():
     from benchmark_training import FAST, list_contestants
 
     on_cpu, on_gpu = list_contestants("cpu"), list_contestants("cuda")
-    own = {"keep_memory", "compile", "dense"}  # of one of the two
-    for contestants, keys in ((on_cpu, {"keep_memory"}), (on_gpu, {"compile", "dense"})):
+    own = {"keep_memory", "compile"}  # of one of the two
+    for contestants, keys in ((on_cpu, {"keep_memory"}), (on_gpu, {"compile"})):
         for key in keys | set(FAST) - own - ({"precision"} if contestants["ours"]["precision"] == "fp32" else set()):
             assert contestants[f"only {key}"][key] == contestants["ours"][key] != contestants[f"without {key}"][key]
         assert not any(f"only {key}" in contestants for key in own - keys)
@@ -85,6 +85,20 @@ def test_merged_branches_compute_the_same():
     z = torch.randn(1, 16, 9, 7)
     with torch.inference_mode():
         torch.testing.assert_close(MergedBlock(block)(z), block(z), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [(5, 7), (2, 1), (1, 1)])
+def test_dense_branches_compute_and_learn_the_same(size):
+    """At the border too, where the depthwise taps see zeros, and not the bias of the pointwise convolution."""
+    from benchmark_inference import run_dense
+
+    torch.manual_seed(0)
+    block = LightweightBlock(num_in_ch=4, num_feat=8).double()
+    z = torch.randn(2, 4, *size, dtype=torch.float64, requires_grad=True)
+    outputs = run_dense(block, z), block(z)
+    torch.testing.assert_close(*outputs, rtol=0, atol=1e-12)
+    gradients = [torch.autograd.grad(output.square().sum(), [z, *block.parameters()]) for output in outputs]
+    torch.testing.assert_close(*gradients, rtol=0, atol=1e-10)
 
 
 @pytest.mark.slow

@@ -251,20 +251,6 @@ def test_lightweight_block_equals_the_reference(num_in_ch, size):
     assert_same(evaluate(block, x), lwb(x.numpy(), weights(block)))
 
 
-@pytest.mark.parametrize("size", [(5, 7), (2, 1), (1, 1)])
-@pytest.mark.parametrize("num_in_ch", [4, 8])
-def test_one_dense_convolution_equals_the_two_branches(num_in_ch, size):
-    """At the border too, where the depthwise taps see zeros, and not the bias of the pointwise convolution."""
-    block = make(LightweightBlock, num_in_ch=num_in_ch, num_feat=4)
-    u = picture(2, num_in_ch, *size).requires_grad_()
-    dense, branches = block.run_dense(u), block.separable1(u) + block.separable2(u)
-    assert_same(dense.detach(), branches.detach().numpy())
-    inputs = [u, *block.separable1.parameters(), *block.separable2.parameters()]
-    gradients = [torch.autograd.grad(s.square().sum(), inputs) for s in (dense, branches)]
-    for actual, expected in zip(*gradients):
-        assert_same(actual, expected.numpy())
-
-
 @pytest.mark.parametrize("size", [(19, 26), (3, 9), (1, 1)])
 @pytest.mark.parametrize("gate", GATES)
 @pytest.mark.parametrize("attention_pool", POOLS)
