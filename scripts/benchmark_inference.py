@@ -65,7 +65,7 @@ def _stack(first: nn.Conv2d, second: nn.Conv2d) -> nn.Conv2d:
 def run_dense(block: LightweightBlock, z: Tensor) -> Tensor:
     """The forward pass of a lightweight block with its two branches as one 3x3 convolution, for training too.
 
-    That is three times their arithmetic, but a third of what four small convolutions read and write.
+    That is four times their arithmetic, but a third of what four small convolutions read and write.
     """
     u = block.norm(z)
     pairs = [tuple(branch) for branch in (block.separable1, block.separable2)]

@@ -7,11 +7,11 @@ processes and prefetcher, in fp32, with a dataset of a single patch a sample as 
 ``DenoisingModel`` with every option that makes it faster (bf16 not on a CPU without such instructions). Between them,
 *only X* has one option on and *without X* one off. Same network and first weights, same LMDB, batch, optimiser and
 average of weights; every contestant has its own process, and they take turns. The first steps of a turn are not timed:
-workers have read ahead while others ran. On a GPU ``compile`` is an option too, ``keep_memory`` is
-none, and *dense branches* is ours with ``benchmark_inference.run_dense``, kept to be measured.
+workers have read ahead while others ran. On a GPU ``compile`` is an option too, ``keep_memory`` is none, and *dense
+branches* is ours with ``benchmark_inference.run_dense``, kept to be measured.
 
-*Waiting for data* is the time in the loader's ``next``; on a GPU, which works while Python goes on, what a step takes
-longer than one that is given a batch again.
+*Waiting for data* is the time in the loader's ``next``; on a GPU, which works while Python goes on, it is what a step
+takes longer than one that is given a batch again.
 
 Loss curves of *stock* and *ours* are compared over ``--curve-steps`` steps: the two draw different patches and noise,
 so the mean losses of windows of 50 steps are; the curves agree if after the first window no two means are further
