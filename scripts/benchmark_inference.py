@@ -12,7 +12,8 @@ one dense convolution in place of all four: equal, and kept here to be measured,
 
 Every contestant has its own process, and they take turns. The cost in quality is measured on noisy pictures (sigma
 25): PSNR of stock's and of each contestant's output, and their largest difference. With random weights (no
-``--weights``) the PSNR itself means nothing, and the difference is only an example.
+``--weights``) the PSNR itself means nothing, and the difference is only an example. The record is written after each
+round.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -180,27 +182,30 @@ def psnr(output: np.ndarray, clean: np.ndarray) -> float:
     return float(-10 * np.log10(np.square(output.clip(0, 1).astype(np.float64) - clean).mean()))
 
 
-def measure(settings: dict, arguments: argparse.Namespace, pictures: list[np.ndarray]) -> dict:
+def measure(settings: dict, arguments: argparse.Namespace, pictures: list[np.ndarray]) -> Iterator[dict]:
+    """After each round, what has been measured up to then; at last with the cost in quality."""
     wanted = list_contestants(settings["device"])
     names = [name for name in wanted if not arguments.only or name in ("stock", *arguments.only)]
     contestants = {name: Contestant(name, Inference, settings=settings, options=wanted[name]) for name in names}
-    sizes = []
-    for size in arguments.sizes:
-        take_turns(contestants, 1, "prepare", size)
-        seconds = take_turns(contestants, arguments.rounds, "time", arguments.block_time)
-        sizes.append({"height": size[0], "width": size[1], "contestants": compare(seconds, "stock")})
+    result: dict = {"sizes": [], "quality": {}, "options": {name: wanted[name] for name in names}}
+    for height, width in arguments.sizes:
+        list(take_turns(contestants, 1, "prepare", (height, width)))
+        result["sizes"].append({"height": height, "width": width})
+        for seconds in take_turns(contestants, arguments.rounds, "time", arguments.block_time):
+            result["sizes"][-1] |= {"rounds": len(seconds["stock"]), "contestants": compare(seconds, "stock")}
+            yield result
     noisy = [noise.add_test_noise(picture, SIGMA) for picture in pictures]
     outputs = {name: contestant.call("restore", noisy) for name, contestant in contestants.items()}
     for contestant in contestants.values():
         contestant.close()
-    quality = {
+    result["quality"] = {
         name: {
             "psnr": float(np.mean([psnr(output, clean) for output, clean in zip(given, pictures)])),
             "largest_difference": float(max(np.abs(a - b).max() for a, b in zip(given, outputs["stock"]))),
         }
         for name, given in outputs.items()
     }
-    return {"sizes": sizes, "quality": quality, "options": {name: wanted[name] for name in names}}
+    yield result
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -228,15 +233,16 @@ def main() -> None:
     if arguments.weights and len(arguments.weights) != len(arguments.num_feat):
         parser.error("--weights: one file for each of --num-feat")
     pictures = read_pictures(arguments.pictures)
+    named = [path.name for path in arguments.weights or [RANDOM]]
+    shown = {**vars(arguments), "output": arguments.output.name, "weights": named, "sigma": SIGMA}
+    shown["pictures"] = arguments.pictures.name if arguments.pictures else "sample"
     results: dict[str, dict] = {}
     for num_feat, weights in zip(arguments.num_feat, arguments.weights or [RANDOM] * len(arguments.num_feat)):
         settings = {"num_feat": num_feat, "weights": None if weights == RANDOM else str(weights)}
         settings |= {key: getattr(arguments, key) for key in ("device", "threads")}
-        result = results[f"HRANet num_feat={num_feat}"] = measure(settings, arguments, pictures)
-        named = [path.name for path in arguments.weights or [RANDOM]]
-        shown = {**vars(arguments), "output": arguments.output.name, "weights": named, "sigma": SIGMA}
-        shown["pictures"] = arguments.pictures.name if arguments.pictures else "sample"
-        write_record(arguments.output, shown, arguments.device, {"networks": results})
+        for result in measure(settings, arguments, pictures):
+            results[f"HRANet num_feat={num_feat}"] = result
+            write_record(arguments.output, shown, arguments.device, {"networks": results})
         for entry in result["sizes"]:
             for name, values in entry["contestants"].items():
                 size, seconds = f"{entry['height']}x{entry['width']}", values["seconds"]["median"]

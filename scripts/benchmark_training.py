@@ -15,7 +15,8 @@ takes longer than one that is given a batch again.
 
 Loss curves of *stock* and *ours* are compared over ``--curve-steps`` steps: the two draw different patches and noise,
 so the mean losses of windows of 50 steps are; the curves agree if after the first window no two means are further
-apart than the larger of 0.3 dB and three standard errors. ``scripts/make_tables.py`` makes the tables.
+apart than the larger of 0.3 dB and three standard errors. The record is written after each round.
+``scripts/make_tables.py`` makes the tables.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import logging
 import math
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -252,18 +254,23 @@ def compare_curves(stock: list[float], ours: list[float]) -> dict:
     return {"windows": windows, "agree": bool(agree)}
 
 
-def measure(settings: dict, arguments: argparse.Namespace) -> dict:
+def measure(settings: dict, arguments: argparse.Namespace) -> Iterator[dict]:
+    """After each round, what has been measured up to then; at last with the curves and the profiles."""
     wanted = list_contestants(settings["device"])
     names = [name for name in wanted if not arguments.only or name in ("stock", *arguments.only)]
     contestants = {name: Contestant(name, Training, settings=settings, options=wanted[name]) for name in names}
     weights = {contestant.call("describe_weights") for contestant in contestants.values()}
     if len(weights) != 1:
         raise SystemExit("The contestants do not start from the same weights.")
-    take_turns(contestants, 1, "run", 3)  # kernels are chosen and compiled
-    answers = take_turns(contestants, arguments.rounds, "run_turn", arguments.steps)
-    results = compare({name: [a["seconds"] for a in given] for name, given in answers.items()}, "stock")
-    for name, given in answers.items():
-        results[name] |= {"waiting": summarize([a["waiting"] for a in given]), "options": wanted[name]}
+    list(take_turns(contestants, 1, "run", 3))  # kernels are chosen and compiled
+    result: dict = {"profiles": {}, "curves": None}
+    for answers in take_turns(contestants, arguments.rounds, "run_turn", arguments.steps):
+        seconds = {name: [answer["seconds"] for answer in given] for name, given in answers.items()}
+        result |= {"rounds": len(answers["stock"]), "contestants": compare(seconds, "stock")}
+        for name, given in answers.items():
+            waiting = summarize([answer["waiting"] for answer in given])
+            result["contestants"][name] |= {"waiting": waiting, "options": wanted[name]}
+        yield result
     compared = [name for name in ("stock", "ours") if name in contestants]
     for name in set(contestants) - set(compared):
         contestants.pop(name).close()
@@ -271,14 +278,11 @@ def measure(settings: dict, arguments: argparse.Namespace) -> dict:
     for name in compared:
         contestants[name].call("run", max(arguments.curve_steps - done, 1))
     curves = {name: contestants[name].call("read_losses")[: arguments.curve_steps] for name in compared}
-    profiles = {name: contestants[name].call("profile", 3) for name in compared}
+    result["profiles"] = {name: contestants[name].call("profile", 3) for name in compared}
+    result["curves"] = compare_curves(*curves.values()) if len(curves) == 2 else None
     for contestant in contestants.values():
         contestant.close()
-    return {
-        "contestants": results,
-        "profiles": profiles,
-        "curves": compare_curves(*curves.values()) if len(curves) == 2 else None,
-    }
+    yield result
 
 
 def main() -> None:
@@ -302,6 +306,8 @@ def main() -> None:
         arguments.num_feat, arguments.batch, arguments.rounds, arguments.steps = [4], 2, 2, 2
         arguments.curve_steps, arguments.only = 2 * WINDOW, arguments.only or ["ours"]
     arguments.steps = arguments.steps or (200 if arguments.device == "cuda" else 10)
+    shown = {**vars(arguments), "input": arguments.input.name, "output": arguments.output.name}
+    shown |= {"patch": PATCH, "sigma": SIGMA}
     results: dict[str, dict] = {}
     with tempfile.TemporaryDirectory() as folder:
         lmdb = str(Path(folder, "train.lmdb"))
@@ -309,12 +315,11 @@ def main() -> None:
         for num_feat in arguments.num_feat:
             settings = {"lmdb": lmdb, "num_feat": num_feat}
             settings |= {key: getattr(arguments, key) for key in ("device", "threads", "batch", "workers")}
-            results[f"HRANet num_feat={num_feat}"] = measure(settings, arguments)
-            shown = {**vars(arguments), "input": arguments.input.name, "output": arguments.output.name}
-            shown |= {"patch": PATCH, "sigma": SIGMA}
-            write_record(arguments.output, shown, arguments.device, {"networks": results})
-            for name, result in results[f"HRANet num_feat={num_feat}"]["contestants"].items():
-                speedup, waiting = result["speedup"]["median"], result["waiting"]["median"]
+            for result in measure(settings, arguments):
+                results[f"HRANet num_feat={num_feat}"] = result
+                write_record(arguments.output, shown, arguments.device, {"networks": results})
+            for name, one in result["contestants"].items():
+                speedup, waiting = one["speedup"]["median"], one["waiting"]["median"]
                 print(f"{num_feat:4d}  {name:28s} {speedup:6.2f} x stock, {waiting:6.1%} waiting for data", flush=True)
 
 

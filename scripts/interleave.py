@@ -12,7 +12,7 @@ import multiprocessing
 import os
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -76,8 +76,10 @@ def _serve(pipe: Connection, make: Callable[..., Any], arguments: dict) -> None:
         pipe.send((False, traceback.format_exc()))
 
 
-def take_turns(contestants: Mapping[str, Contestant], rounds: int, method: str, *arguments: Any) -> dict[str, list]:
-    """What each contestant's method answered, round by round."""
+def take_turns(
+    contestants: Mapping[str, Contestant], rounds: int, method: str, *arguments: Any
+) -> Iterator[dict[str, list]]:
+    """After each round, what each contestant's method has answered up to then."""
     for contestant in contestants.values():
         contestant.wait()
     answers: dict[str, list] = {name: [] for name in contestants}
@@ -85,7 +87,7 @@ def take_turns(contestants: Mapping[str, Contestant], rounds: int, method: str, 
         for name in list(contestants)[:: -1 if turn % 2 else 1]:
             answers[name].append(contestants[name].call(method, *arguments))
         print(f"{method}: round {turn + 1} of {rounds} is done", file=sys.stderr, flush=True)
-    return answers
+        yield answers
 
 
 def summarize(values: list[float]) -> dict[str, float]:

@@ -45,7 +45,7 @@ def _make_tables(path: Path) -> str:
         lines += [*make(record["results"]), ""]
     for network, result in record.get("networks", {}).items():
         make = _make_training if "training" in path.name else _make_inference
-        lines += [f"**{network}**", "", *make(result), ""]
+        lines += [f"**{network}**{_say_what_is_missing(result, settings)}", "", *make(result), ""]
     return "\n".join(lines) + "\n"
 
 
@@ -53,6 +53,12 @@ def _describe_settings(settings: dict) -> str:
     if "rounds" in settings:
         return f" Median and quartiles of {settings['rounds']} rounds."
     return f" Variants of `{settings['option_file']}`."
+
+
+def _say_what_is_missing(result: dict, settings: dict) -> str:
+    """Of a benchmark that was cut off; whole ones, and the records from before this was said, have nothing to say."""
+    done = [one.get("rounds", settings["rounds"]) for one in (result, *result.get("sizes", []))]
+    return f" (cut off after {min(done)} of {settings['rounds']} rounds)" if min(done) < settings["rounds"] else ""
 
 
 def _row(*cells: str) -> str:
@@ -102,12 +108,14 @@ def _make_inference(result: dict) -> list[str]:
     sizes = [f"{entry['height']}x{entry['width']}" for entry in result["sizes"]]
     lines = _header("", *(f"{size}: ms | times stock" for size in sizes), "PSNR, dB", "largest difference")
     lines[1] = "|" + "---|" * (1 + 2 * len(sizes) + 2)
-    for name, quality in result["quality"].items():
+    for name in result["sizes"][0]["contestants"]:
         cells = []
         for entry in result["sizes"]:
             values = entry["contestants"][name]
             cells += [f"{values['seconds']['median'] * 1000:.1f}", _spread(values["speedup"], 2)]
-        lines.append(_row(name, *cells, f"{quality['psnr']:.3f}", f"{quality['largest_difference']:.1e}"))
+        quality = result["quality"].get(name)  # measured last
+        costs = [f"{quality['psnr']:.3f}", f"{quality['largest_difference']:.1e}"] if quality else ["", ""]
+        lines.append(_row(name, *cells, *costs))
     return lines
 
 

@@ -1,5 +1,6 @@
 """The benchmark scripts: their arithmetic by hand, a short run of each, and that the page says what the records say."""
 
+import importlib
 import json
 import os
 import shutil
@@ -40,6 +41,27 @@ def test_speed_is_compared_round_by_round():
     result = compare({"stock": [2.0, 3.0, 2.0], "ours": [1.0, 1.5, 1.0]}, "stock")
     assert result["ours"]["speedup"] == {"median": 2, "lower_quartile": 2, "upper_quartile": 2}
     assert result["ours"]["seconds"] == {"median": 1, "lower_quartile": 1, "upper_quartile": 1.25}
+
+
+class Counting:
+    """Answers with how often anyone was asked."""
+
+    asked = 0
+
+    def wait(self):
+        pass
+
+    def call(self, method):
+        Counting.asked += 1
+        return Counting.asked
+
+
+def test_contestants_take_turns_and_each_round_is_seen():
+    from interleave import take_turns
+
+    seen = [{name: list(given) for name, given in answers.items()} for answers in
+            take_turns({"a": Counting(), "b": Counting()}, 3, "count")]  # fmt: skip
+    assert seen == [{"a": [1], "b": [2]}, {"a": [1, 4], "b": [2, 3]}, {"a": [1, 4, 5], "b": [2, 3, 6]}]
 
 
 def test_curves_agree_where_windows_do():
@@ -119,7 +141,7 @@ def test_training_is_benchmarked(tmp_path):
     record = json.loads((tmp_path / "r.json").read_text())
     assert_says_how_it_was_made(record)
     result = record["networks"]["HRANet num_feat=4"]
-    assert set(result["contestants"]) == {"stock", "ours"}
+    assert set(result["contestants"]) == {"stock", "ours"} and result["rounds"] == record["settings"]["rounds"]
     assert result["contestants"]["ours"]["options"]["precision"] in ("bf16", "fp32")  # as the processor has it
     assert all(0 <= values["waiting"]["median"] < 1 for values in result["contestants"].values())
     assert result["curves"]["agree"] and result["profiles"]["stock"]
@@ -183,6 +205,41 @@ def test_tables_are_made_from_records(tmp_path):
     assert "| ours | 50.0 (50.0–50.0) | 2.00 (1.00–3.00) | 3.1% |" in text
     assert "A machine (AVX2), 2 threads, torch 2.0, commit 0123456789ab;" in text
     assert render(text, tmp_path) == text and text.startswith("Before\n") and text.endswith("After\n")
+
+
+@pytest.mark.parametrize("script", ["benchmark_training", "benchmark_inference"])
+def test_a_benchmark_that_is_cut_off_leaves_its_rounds(script, tmp_path, monkeypatch):
+    module = importlib.import_module(script)
+
+    def measure(*arguments):
+        yield {"rounds": 1}
+        raise KeyboardInterrupt
+
+    make_pictures(tmp_path / "pictures", 1)
+    pictures = ["--input", str(tmp_path / "pictures")] if script == "benchmark_training" else []
+    monkeypatch.setattr(module, "measure", measure)
+    monkeypatch.setattr(sys, "argv", [script, "--quick", "--output", str(tmp_path / "r.json"), *pictures])
+    with pytest.raises(KeyboardInterrupt):
+        module.main()
+    assert json.loads((tmp_path / "r.json").read_text())["networks"] == {"HRANet num_feat=4": {"rounds": 1}}
+
+
+def test_a_benchmark_that_was_cut_off_has_a_table_of_what_it_had_done(tmp_path):
+    from make_tables import render
+
+    pages = {name: f"<!-- {name}.json -->\n<!-- end -->\n" for name in ("benchmark_training", "benchmark_inference")}
+    contestants = RECORD["networks"]["HRANet num_feat=4"]["contestants"]
+    training = {**RECORD["networks"]["HRANet num_feat=4"], "rounds": 2}
+    sizes = [{"height": 8, "width": side, "rounds": rounds, "contestants": contestants} for side, rounds in
+             ((8, 3), (9, 1))]  # fmt: skip
+    for name, result in (("training", training), ("inference", {"sizes": sizes, "quality": {}})):
+        record = {**RECORD, "networks": {"HRANet num_feat=4": result}}
+        (tmp_path / f"benchmark_{name}.json").write_text(json.dumps(record))
+    text = render(pages["benchmark_training"], tmp_path)
+    assert "**HRANet num_feat=4** (cut off after 2 of 3 rounds)" in text and "| ours | 50.0 " in text
+    text = render(pages["benchmark_inference"], tmp_path)
+    assert "(cut off after 1 of 3 rounds)" in text
+    assert "| ours | 50.0 | 2.00 (1.00–3.00) | 50.0 | 2.00 (1.00–3.00) |  |  |" in text
 
 
 @pytest.mark.parametrize("name", ["performance.md", "recipes.md"])
