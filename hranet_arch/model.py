@@ -36,10 +36,10 @@ class RestorationModel(SRModel):
 
     Options beyond those of ``SRModel``, all with defaults, in ``train:``: ``precision`` (``fp32``, ``bf16``, ``fp16``;
     on a CPU without such arithmetic fp32, with a warning), ``channels_last``, ``compile`` (true, or a mode of
-    ``torch.compile``), ``accumulate`` (parts that a batch is cut into; their gradients are added), ``grad_clip``
-    (largest gradient norm), ``max_skipped`` (iterations in a row that may be lost to losses that are not finite). In
-    ``val:``: ``tile`` (pictures of more pixels than ``tile * tile`` are run in tiles), ``halo``, ``best_on`` (the
-    validation set whose first metric picks ``net_g_best.pth``; ``none`` for no set).
+    ``torch.compile``; on a CPU left out, with a warning), ``accumulate`` (parts that a batch is cut into; their
+    gradients are added), ``grad_clip`` (largest gradient norm), ``max_skipped`` (iterations in a row that may be lost
+    to losses that are not finite). In ``val:``: ``tile`` (pictures of more pixels than ``tile * tile`` are run in
+    tiles), ``halo``, ``best_on`` (the validation set whose first metric picks ``net_g_best.pth``; ``none`` for no set).
 
     A step never waits for a GPU: whether it is lost is decided there, and read when the log is printed.
     """
@@ -67,12 +67,18 @@ class RestorationModel(SRModel):
             if net is not None:
                 net.to(memory_format=self.memory_format)
         if train_opt.get("compile"):
-            mode = train_opt["compile"] if isinstance(train_opt["compile"], str) else "default"
-            self.get_bare_model(self.net_g).compile(mode=mode)  # in place: the keys of the state dict stay
+            self._compile(train_opt["compile"])
         # How many iterations are lost in all, and in a row; kept where they are counted.
         self.losts = torch.zeros(2, dtype=torch.int64, device=self.device)
         every = min(self.opt.get("logger", {}).get("print_freq", 100), self.max_skipped)
         self.read_every = every if self.device.type == "cuda" and self._takes_flag() else 1
+
+    def _compile(self, mode: bool | str) -> None:
+        if self.device.type == "cpu":
+            get_root_logger().warning("compile: on a CPU it takes minutes and steps are slower; left out.")
+            return
+        mode = mode if isinstance(mode, str) else "default"
+        self.get_bare_model(self.net_g).compile(mode=mode)  # in place: the keys of the state dict stay
 
     def get_optimizer(self, optim_type: str, params, lr: float, **kwargs) -> torch.optim.Optimizer:
         """One kernel for all weights, where the optimiser has it and the options do not say otherwise."""

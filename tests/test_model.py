@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from hranet_arch import registration
 from hranet_arch.errors import TrainingError
-from hranet_arch.model import DenoisingModel
+from hranet_arch.model import DenoisingModel, get_root_logger
 from tests.conftest import load_network
 
 
@@ -235,11 +235,15 @@ def test_channels_last_reaches_network_and_data():
         assert weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
 
 
-def test_compile_keeps_the_names_of_the_weights(monkeypatch):
-    calls = []
+def test_a_gpu_compiles_the_network_and_a_cpu_says_that_it_does_not(monkeypatch):
+    calls, warnings = [], []
+    monkeypatch.setattr(get_root_logger(), "warning", warnings.append)
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self, mode: calls.append((type(self).__name__, mode)))
     model = make_model(compile=True)
-    make_model(compile="reduce-overhead")
+    assert not calls and len(warnings) == 1 and warnings[0].startswith("compile: on a CPU")
+    model.device = torch.device("cuda")
+    model._compile(True)
+    model._compile("reduce-overhead")
     assert calls == [("ScaleNet", "default"), ("ScaleNet", "reduce-overhead")]
     assert list(model.net_g.state_dict()) == ["weight", "seen"]
 
