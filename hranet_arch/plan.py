@@ -19,7 +19,7 @@ import torch
 from hranet_arch import arithmetic, complexity, examples, fidelity, methods, record, schema, scores, testsets
 from hranet_arch.errors import InputError
 from hranet_arch.images import decode_image
-from hranet_arch.journal import make_key
+from hranet_arch.journal import hash_modules, make_key
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ class Plan:
     @functools.cached_property
     def context(self) -> str:
         """Changes with what the record says of all its numbers alike: the code, the machine, the versions."""
-        return make_key(self.commit, {**self.machine, "device": self.device.type})
+        return make_key(hash_modules(Path(__file__).parent), {**self.machine, "device": self.device.type})
 
     def task(self, level: float) -> methods.Task:
         opt = self.opt

@@ -15,7 +15,20 @@ import torch
 import yaml
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from hranet_arch import HRANet, arithmetic, checkpoints, cli, compare, journal, methods, noise, plan, record, resize
+from hranet_arch import (
+    HRANet,
+    arithmetic,
+    checkpoints,
+    cli,
+    compare,
+    complexity,
+    journal,
+    methods,
+    noise,
+    plan,
+    record,
+    resize,
+)
 from hranet_arch.baselines import DnCNN, FFDNet
 from tests.conftest import REPOSITORY, make_pictures
 
@@ -243,6 +256,28 @@ def test_what_changes_is_measured_again(options, calls):
     cv2.imwrite("datasets/B/0.png", 255 - picture)
     assert run(options) == 0
     assert len(calls.done) == 4 * 2
+
+
+def test_other_modules_measure_anew_and_another_commit_does_not(options, calls, monkeypatch):
+    assert run(options) == 0
+    calls.done.clear()
+    monkeypatch.setattr(complexity, "describe_commit", lambda: "of the docs alone")
+    assert run(options) == 0 and not calls.done
+    assert read().commit == "of the docs alone"
+    monkeypatch.setattr(plan, "hash_modules", lambda folder: "others")
+    assert run(options) == 0
+    assert len(calls.done) == 4 * 2 * (3 + 2)
+
+
+def test_a_package_is_known_by_its_modules(tmp_path):
+    (tmp_path / "part").mkdir()
+    seen = []
+    for name, text in (("a.py", "1"), ("part/b.py", "1"), ("part/b.py", "2"), ("weights.bin", "1")):
+        (tmp_path / name).write_text(text)
+        seen.append(journal.hash_modules(tmp_path))
+    assert seen[2] == seen[3] and len(set(seen)) == 3
+    (tmp_path / "part/b.py").rename(tmp_path / "b.py")
+    assert journal.hash_modules(tmp_path) not in seen
 
 
 def test_a_line_cut_off_by_a_kill_is_measured_again(tmp_path):
