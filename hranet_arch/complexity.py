@@ -258,7 +258,9 @@ def measure_peak_memory(module: nn.Module, size: Size, device: str | torch.devic
     Growth is measured in a second pass, when kernels have been chosen and compiled. On CUDA, it is what torch's
     allocator handed out at most, over what it had handed out before: activations and cuDNN's work space, no CUDA
     context, no cached blocks. On the CPU (Linux with glibc), it is by how much the resident memory of a fresh child
-    process rose at most, over what stayed after the first pass: activations and oneDNN's work space, no code.
+    process rose at most, over what stayed after the first pass: activations and oneDNN's work space, no code. Linux
+    counts pages for each processor apart and adds them up late, so that on a machine with many of them a growth of few
+    MB is uncertain: give a larger picture.
 
     Raises:
         RuntimeError: if the child process fails: the module cannot be pickled, or does not run.
@@ -320,7 +322,7 @@ def _serve(file: str, size: str, imported: str, threads: str) -> None:
         Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew: proc_pid_clear_refs(5)
         before = _read_status("VmRSS")
         network(x)
-        growth = max(_read_status("VmHWM") - before, 0)  # the kernel's counters lag by some pages
+        growth = max(_read_status("VmHWM") - before, 0)  # the kernel's counters lag
     sys.stdout.write(f"\n{growth}\n")
 
 

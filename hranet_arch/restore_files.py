@@ -256,8 +256,10 @@ class _Worker:
     def _load(self, weights: str | Path) -> Restorer:
         if str(weights) not in self.restorers:
             settings = self.settings
+            # Where this processor lacks the precision, the first network says so, and the others take its choice.
+            precision = next((first.precision for first in self.restorers.values()), settings.precision)
             self.restorers[str(weights)] = RESTORERS[settings.task](
-                weights, device=settings.device, precision=settings.precision, tile=settings.tile,
+                weights, device=settings.device, precision=precision, tile=settings.tile,
                 ensemble=settings.ensemble, backend=settings.backend,
             )  # fmt: skip
         return self.restorers[str(weights)]

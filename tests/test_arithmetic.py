@@ -1,11 +1,14 @@
 """Which precision is computed: the one asked for, where the processor has it; else fp32, and nobody is left unsaid."""
 
 import logging
+import re
 
+import cv2
+import numpy as np
 import pytest
 import torch
 
-from hranet_arch import Denoiser, arithmetic
+from hranet_arch import Denoiser, arithmetic, cli
 from hranet_arch.checkpoints import load_checkpoint
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -49,6 +52,19 @@ def test_a_denoiser_falls_back_to_exactly_fp32(without_16_bits, caplog):
         denoiser = Denoiser("hranet_s_gray_s25", device="cpu", precision="bf16")
     assert denoiser.precision == "fp32" and "precision bf16" in caplog.text
     assert torch.equal(denoiser(x), Denoiser("hranet_s_gray_s25", device="cpu")(x))
+
+
+def test_a_folder_is_warned_of_once_though_it_takes_several_networks(without_16_bits, tmp_path, capsys):
+    for level in (15, 50):
+        noisy = np.random.default_rng(0).normal(128, level, (64, 64)).clip(0, 255).astype(np.uint8)
+        (tmp_path / "noisy").mkdir(exist_ok=True)
+        cv2.imwrite(str(tmp_path / f"noisy/{level}.png"), noisy)
+    command = ["denoise", str(tmp_path / "noisy"), "-o", str(tmp_path / "clean"), "--device", "cpu"]
+    with pytest.raises(SystemExit) as stop:
+        cli.main([*command, "--precision", "bf16"])
+    output = "".join(capsys.readouterr())
+    assert stop.value.code == 0 and output.count("precision bf16: this processor has no instructions") == 1
+    assert len(set(re.findall(r"hranet_\w+", output))) == 2
 
 
 def test_a_training_falls_back_and_its_state_says_so(recipe, run, without_16_bits, capfd):

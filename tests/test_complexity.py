@@ -327,8 +327,8 @@ def test_memory_of_the_cpu_by_hand():
 @on_linux
 def test_memory_of_the_cpu_grows_with_the_picture_not_with_what_is_loaded():
     network = HRANet(num_feat=8)
-    small, large = (complexity.measure_peak_memory(network, (1, size, size)) for size in (128, 256))
-    picture = 8 * 128 * 128 * 4  # of one feature map
+    small, large = (complexity.measure_peak_memory(network, (1, size, size)) for size in (256, 512))
+    picture = 8 * 256 * 256 * 4  # of one feature map
     assert 6 * picture < small.growth < 24 * picture
     assert large.growth == pytest.approx(4 * small.growth, rel=0.2)
     assert small.weights == large.weights == sum(t.nbytes for t in network.state_dict().values())
@@ -339,7 +339,7 @@ def test_memory_of_the_cpu_grows_with_the_picture_not_with_what_is_loaded():
 @on_linux
 def test_memory_of_a_network_of_basicsr():
     """It can be unpickled in the child process only after compat has repaired BasicSR there."""
-    memory = complexity.measure_peak_memory(swinir(depths=[1], num_heads=[2], embed_dim=8), (1, 32, 32))
+    memory = complexity.measure_peak_memory(swinir(depths=[1], num_heads=[2], embed_dim=8), (1, 256, 256))
     assert memory.growth > 0
 
 
