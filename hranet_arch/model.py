@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 import random
+import shutil
+import sys
+import sysconfig
 from collections import OrderedDict
 from contextlib import nullcontext
 from functools import partial
@@ -36,10 +40,11 @@ class RestorationModel(SRModel):
 
     Options beyond those of ``SRModel``, all with defaults, in ``train:``: ``precision`` (``fp32``, ``bf16``, ``fp16``;
     on a CPU without such arithmetic fp32, with a warning), ``channels_last``, ``compile`` (true, or a mode of
-    ``torch.compile``; on a CPU left out, with a warning), ``accumulate`` (parts that a batch is cut into; their
-    gradients are added), ``grad_clip`` (largest gradient norm), ``max_skipped`` (iterations in a row that may be lost
-    to losses that are not finite). In ``val:``: ``tile`` (pictures of more pixels than ``tile * tile`` are run in
-    tiles), ``halo``, ``best_on`` (the validation set whose first metric picks ``net_g_best.pth``; ``none`` for no set).
+    ``torch.compile``; left out, with a warning, on a CPU and without a C compiler), ``accumulate`` (parts that a batch
+    is cut into; their gradients are added), ``grad_clip`` (largest gradient norm), ``max_skipped`` (iterations in a row
+    that may be lost to losses that are not finite). In ``val:``: ``tile`` (pictures of more pixels than ``tile * tile``
+    are run in tiles), ``halo``, ``best_on`` (the validation set whose first metric picks ``net_g_best.pth``; ``none``
+    for no set).
 
     A step never waits for a GPU: whether it is lost is decided there, and read when the log is printed.
     """
@@ -74,8 +79,8 @@ class RestorationModel(SRModel):
         self.read_every = every if self.device.type == "cuda" and self._takes_flag() else 1
 
     def _compile(self, mode: bool | str) -> None:
-        if self.device.type == "cpu":
-            get_root_logger().warning("compile: on a CPU it takes minutes and steps are slower; left out.")
+        if fault := _find_compile_fault(self.device):
+            get_root_logger().warning(f"compile: {fault}; left out.")
             return
         mode = mode if isinstance(mode, str) else "default"
         self.get_bare_model(self.net_g).compile(mode=mode)  # in place: the keys of the state dict stay
@@ -338,6 +343,21 @@ class DenoisingModel(RestorationModel):
             # The mean over all values instead of the source's 1/(2N) sum: the same minimiser.
             train_opt["pixel_opt"] = {"type": "MSELoss", "loss_weight": 1.0, "reduction": "mean"}
         super().init_training_settings()
+
+
+def _find_compile_fault(device: torch.device) -> str | None:
+    """Why ``torch.compile`` is of no use here, or would break off in the first step."""
+    if device.type == "cpu":
+        return "on a CPU it takes minutes, and steps are slower"
+    if device.type != "cuda" or sys.platform != "linux":
+        return None
+    compilers = [os.environ["CC"]] if os.environ.get("CC") else ["gcc", "clang"]
+    if not any(map(shutil.which, compilers)):
+        return f"for a GPU it takes a C compiler, and there is no {' and no '.join(compilers)} (CC can name another)"
+    headers = Path(sysconfig.get_paths()["include"])
+    if not (headers / "Python.h").is_file():
+        return f"for a GPU it takes Python's headers, and {headers} has no Python.h (python3-dev, on Debian)"
+    return None
 
 
 @functools.cache

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from hranet_arch import registration
 from hranet_arch.errors import TrainingError
-from hranet_arch.model import DenoisingModel, get_root_logger
+from hranet_arch.model import DenoisingModel, _find_compile_fault, get_root_logger
 from tests.conftest import load_network
 
 
@@ -241,11 +241,32 @@ def test_a_gpu_compiles_the_network_and_a_cpu_says_that_it_does_not(monkeypatch)
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self, mode: calls.append((type(self).__name__, mode)))
     model = make_model(compile=True)
     assert not calls and len(warnings) == 1 and warnings[0].startswith("compile: on a CPU")
-    model.device = torch.device("cuda")
-    model._compile(True)
-    model._compile("reduce-overhead")
+    monkeypatch.setattr("hranet_arch.model._find_compile_fault", lambda device: None)  # as on a GPU
+    make_model(compile=True)
+    make_model(compile="reduce-overhead")
     assert calls == [("ScaleNet", "default"), ("ScaleNet", "reduce-overhead")]
     assert list(model.net_g.state_dict()) == ["weight", "seen"]
+
+
+@pytest.mark.parametrize(
+    ("named", "there", "has_headers", "said"),
+    [
+        ("", "gcc", True, None), ("", "clang", True, None), ("nvc", "nvc", True, None),
+        ("", "nvc", True, "no gcc and no clang"), ("nvc", "gcc", True, "no nvc"), ("", "gcc", False, "no Python.h"),
+    ],
+)  # fmt: skip
+def test_what_compiling_for_a_gpu_lacks_is_said_before_the_first_step(
+    named, there, has_headers, said, monkeypatch, tmp_path
+):
+    """Triton builds a C extension, with the compiler that CC names, where it names one."""
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.setattr("shutil.which", lambda name: name == there)
+    monkeypatch.setattr("sysconfig.get_paths", lambda: {"include": str(tmp_path)})
+    monkeypatch.setenv("CC", named)
+    if has_headers:
+        (tmp_path / "Python.h").touch()
+    fault = _find_compile_fault(torch.device("cuda"))
+    assert fault is None if said is None else said in fault
 
 
 def test_a_network_that_takes_the_noise_level_is_told_each_samples():
