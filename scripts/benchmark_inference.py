@@ -26,7 +26,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from interleave import Contestant, compare, take_turns, write_record
+from interleave import Contestant, ask_all, choose, compare, take_turns, write_record
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -184,18 +184,22 @@ def psnr(output: np.ndarray, clean: np.ndarray) -> float:
 
 def measure(settings: dict, arguments: argparse.Namespace, pictures: list[np.ndarray]) -> Iterator[dict]:
     """After each round, what has been measured up to then; at last with the cost in quality."""
-    wanted = list_contestants(settings["device"])
-    names = [name for name in wanted if not arguments.only or name in ("stock", *arguments.only)]
-    contestants = {name: Contestant(name, Inference, settings=settings, options=wanted[name]) for name in names}
-    result: dict = {"sizes": [], "quality": {}, "options": {name: wanted[name] for name in names}}
+    wanted = choose(list_contestants(settings["device"]), arguments.only)
+    contestants = {name: Contestant(name, Inference, settings=settings, options=wanted[name]) for name in wanted}
+    result: dict = {"sizes": [], "quality": {}, "options": wanted}
     for height, width in arguments.sizes:
+        if settings["device"] == "cuda":  # the network is compiled
+            ask_all(contestants, "prepare", (height, width))
         list(take_turns(contestants, 1, "prepare", (height, width)))
         result["sizes"].append({"height": height, "width": width})
         for seconds in take_turns(contestants, arguments.rounds, "time", arguments.block_time):
             result["sizes"][-1] |= {"rounds": len(seconds["stock"]), "contestants": compare(seconds, "stock")}
             yield result
     noisy = [noise.add_test_noise(picture, SIGMA) for picture in pictures]
-    outputs = {name: contestant.call("restore", noisy) for name, contestant in contestants.items()}
+    if settings["device"] == "cuda":  # for these sizes, too
+        outputs = ask_all(contestants, "restore", noisy)
+    else:
+        outputs = {name: contestant.call("restore", noisy) for name, contestant in contestants.items()}
     for contestant in contestants.values():
         contestant.close()
     result["quality"] = {

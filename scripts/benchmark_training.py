@@ -33,7 +33,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from benchmark_inference import run_dense
-from interleave import Contestant, compare, summarize, take_turns, write_record
+from interleave import Contestant, ask_all, choose, compare, summarize, take_turns, write_record
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
@@ -256,13 +256,13 @@ def compare_curves(stock: list[float], ours: list[float]) -> dict:
 
 def measure(settings: dict, arguments: argparse.Namespace) -> Iterator[dict]:
     """After each round, what has been measured up to then; at last with the curves and the profiles."""
-    wanted = list_contestants(settings["device"])
-    names = [name for name in wanted if not arguments.only or name in ("stock", *arguments.only)]
-    contestants = {name: Contestant(name, Training, settings=settings, options=wanted[name]) for name in names}
+    wanted = choose(list_contestants(settings["device"]), arguments.only)
+    contestants = {name: Contestant(name, Training, settings=settings, options=wanted[name]) for name in wanted}
     weights = {contestant.call("describe_weights") for contestant in contestants.values()}
     if len(weights) != 1:
         raise SystemExit("The contestants do not start from the same weights.")
-    list(take_turns(contestants, 1, "run", 3))  # kernels are chosen and compiled
+    ask_all(contestants, "run", 1)  # the network is compiled
+    list(take_turns(contestants, 1, "run", 3))  # kernels are chosen, by their times
     result: dict = {"profiles": {}, "curves": None}
     for answers in take_turns(contestants, arguments.rounds, "run_turn", arguments.steps):
         seconds = {name: [answer["seconds"] for answer in given] for name, given in answers.items()}
@@ -274,8 +274,8 @@ def measure(settings: dict, arguments: argparse.Namespace) -> Iterator[dict]:
     compared = [name for name in ("stock", "ours") if name in contestants]
     for name in set(contestants) - set(compared):
         contestants.pop(name).close()
-    done = 3 + arguments.rounds * (2 * settings["workers"] + arguments.steps)
     for name in compared:
+        done = len(contestants[name].call("read_losses"))
         contestants[name].call("run", max(arguments.curve_steps - done, 1))
     curves = {name: contestants[name].call("read_losses")[: arguments.curve_steps] for name in compared}
     result["profiles"] = {name: contestants[name].call("profile", 3) for name in compared}

@@ -40,15 +40,19 @@ class Contestant:
     def wait(self) -> None:
         """Until the object is built."""
         if not self.is_built:
-            self._receive()
+            self.answer()
             self.is_built = True
 
     def call(self, method: str, *arguments: Any) -> Any:
+        self.ask(method, *arguments)
+        return self.answer()
+
+    def ask(self, method: str, *arguments: Any) -> None:
+        """Calls a method without waiting for it."""
         self.wait()
         self.pipe.send((method, arguments))
-        return self._receive()
 
-    def _receive(self) -> Any:
+    def answer(self) -> Any:
         try:
             is_done, answer = self.pipe.recv()
         except EOFError:
@@ -74,6 +78,22 @@ def _serve(pipe: Connection, make: Callable[..., Any], arguments: dict) -> None:
         os._exit(0)  # data loaders' workers would keep the process waiting
     except Exception:
         pipe.send((False, traceback.format_exc()))
+
+
+def choose(contestants: Mapping[str, Any], only: list[str] | None) -> dict[str, Any]:
+    """Those that take part: all, or *stock* and those that ``--only`` names."""
+    if unknown := set(only or ()) - set(contestants):
+        raise SystemExit(f"--only {', '.join(sorted(unknown))}: there are {', '.join(contestants)}.")
+    return {name: one for name, one in contestants.items() if not only or name in ("stock", *only)}
+
+
+def ask_all(contestants: Mapping[str, Contestant], method: str, *arguments: Any) -> dict[str, Any]:
+    """Calls a method of all contestants at once: one that compiles, which takes each a processor for a minute."""
+    for contestant in contestants.values():
+        contestant.ask(method, *arguments)
+    answers = {name: contestant.answer() for name, contestant in contestants.items()}
+    print(f"{method}: all are done", file=sys.stderr, flush=True)
+    return answers
 
 
 def take_turns(

@@ -64,6 +64,33 @@ def test_contestants_take_turns_and_each_round_is_seen():
     assert seen == [{"a": [1], "b": [2]}, {"a": [1, 4], "b": [2, 3]}, {"a": [1, 4, 5], "b": [2, 3, 6]}]
 
 
+class Meeting:
+    """Answers when all of its kind have been asked."""
+
+    asked = 0
+
+    def ask(self, method):
+        Meeting.asked += 1
+
+    def answer(self):
+        return Meeting.asked
+
+
+def test_only_those_that_there_are_can_be_named():
+    from interleave import choose
+
+    there = {"stock": 1, "ours": 2, "only fold": 3}
+    assert choose(there, None) == there and choose(there, ["ours"]) == {"stock": 1, "ours": 2}
+    with pytest.raises(SystemExit, match="--only only fast, our: there are stock, ours, only fold."):
+        choose(there, ["our", "only fast", "ours"])
+
+
+def test_all_contestants_can_work_at_once():
+    from interleave import ask_all
+
+    assert ask_all({"a": Meeting(), "b": Meeting()}, "compile") == {"a": 2, "b": 2}
+
+
 def test_curves_agree_where_windows_do():
     """10 dB is a factor of ten in the loss. The first window is of the start and never counts."""
     from benchmark_training import compare_curves
