@@ -62,7 +62,7 @@ def explain_marks(record: Record) -> list[str]:
         both = " and ".join(mark for mark in (DIFFERENT, NOTED) if mark in marks)
         lines.append(f"{both}: measured and published PSNR, both rounded, differ by more than 0.0{TOLERANCE} dB.")
     if NOTED in marks:
-        lines.append(f"{NOTED}: a note on the published value may explain it (under Published values).")
+        lines.append(f"{NOTED}: a note on the published value may explain it (`published.json` has it).")
     if any(score.is_partial for score in scores.values()):
         lines.append(f"{PARTIAL}: the mean lacks pictures of the set, so it has no rank and no published value.")
     if len(scores) < len(record.methods) * len(list_groups(record)):

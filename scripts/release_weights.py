@@ -156,7 +156,7 @@ def find_results(record: Record, sha256: str) -> dict[str, dict[str, dict]]:
         level, weights = f"{one.level:g}", record.methods[one.method].weights
         measured = weights.get(level, weights.get("all"))
         if measured and measured.sha256 == sha256:
-            scores = {"psnr": round(one.psnr, 4), "ssim": round(one.ssim, 5), "pictures": len(one.pictures)}
+            scores = {"psnr": round(one.psnr, 4), "ssim": round(one.ssim, 6), "pictures": len(one.pictures)}
             results.setdefault(one.testset, {})[level] = scores
     return results
 
@@ -305,6 +305,14 @@ def format_protocol(card: dict) -> str:
     return f"{written}PSNR and SSIM of {channel}{border}."
 
 
+def _name_level(card: dict) -> str:
+    """The validation's level, where the network is for several."""
+    key = next((key for key in LEVELS.values() if key in card), None)
+    level = card["validation"].get(key)
+    is_one = isinstance(level, (int, float)) and level != card[key]
+    return f" at {key} {level:g}," if is_one else ""
+
+
 def format_card(card: dict) -> str:
     training, validation = card["training"], card["validation"]
     arguments = ", ".join(f"{key}={value}" for key, value in card["network"].items() if key != "type")
@@ -321,8 +329,8 @@ def format_card(card: dict) -> str:
         f"{training['scheduled']:,} batches of {training['batch']} patches of {training['patch']}x{training['patch']}, "
         f"{training['precision']}, seed {training['seed']}, on {training['pictures']} pictures of {training['set']} "
         f"(SHA-256 {training['data_sha256'][:12]}){start}.",
-        f"- Picked by {validation['set']} (not a test set): {validation['psnr']:.2f} dB at iteration "
-        f"{validation['iteration']:,}.",
+        f"- Picked by {validation['set']} (not a test set): {validation['psnr']:.2f} dB{_name_level(card)} "
+        f"at iteration {validation['iteration']:,}.",
         f"- {card['licence']}",
         "",
     ])  # fmt: skip

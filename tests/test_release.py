@@ -90,6 +90,13 @@ def test_a_card_names_the_training_that_made_its_weights(name):
         assert checkpoints.hash_params(params) == training["start_sha256"]
 
 
+def test_a_card_of_a_blind_network_says_at_which_level_it_was_picked():
+    texts = {name: networks.find_weights(name).with_suffix(".md").read_text() for name in networks.list_released()}
+    assert "30.09 dB at sigma 25, at iteration 2,000." in texts["hranet_gray_blind"]
+    assert "27.61 dB at quality 10, at iteration 2,000." in texts["hranet_s_color_jpeg"]
+    assert "30.26 dB at iteration 3,000." in texts["hranet_gray_s25"]
+
+
 def test_weights_of_an_iteration_that_no_state_knows_are_refused(trained):
     """Killed after a validation and before the next checkpoint: the state's best is an older one."""
     run, _ = trained
