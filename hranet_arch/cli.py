@@ -9,7 +9,6 @@ import argparse
 import inspect
 import logging
 import os
-import random
 import sys
 from pathlib import Path
 
@@ -115,7 +114,7 @@ def _start(opt: dict, launcher: str) -> None:
     if opt["dist"]:
         pipeline.start_distributed(launcher, opt["num_gpu"] > 0, (opt.get("dist_params") or {}).get("port"))
     opt["rank"], opt["world_size"] = get_dist_info()
-    opt.setdefault("manual_seed", random.randint(1, 10000))
+    opt.setdefault("manual_seed", 0)  # a resumed run must draw on: no seed of the moment
     set_random_seed(opt["manual_seed"] + opt["rank"])
 
 

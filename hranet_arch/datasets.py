@@ -54,6 +54,8 @@ class PictureStore:
             self.keys = list(self.sizes)
         elif meta_info_file:
             self.keys = [line.split(" ")[0] for line in Path(meta_info_file).read_text().splitlines() if line.strip()]
+            if missing := [key for key in self.keys if not Path(root, key).is_file()]:
+                raise InputError(f"{meta_info_file}: names pictures that are not in {root}: {_some(missing)}.")
         else:
             self.keys = _list_pictures(Path(root))
         if not self.keys:
@@ -99,6 +101,11 @@ class PictureStore:
             except (OSError, UnidentifiedImageError):
                 self.sizes[key] = self.read(key).shape[:2]  # a format that only OpenCV knows, or a clear error
         return self.sizes[key]
+
+    def require_headers(self) -> None:
+        """Raises InputError for a picture that is not there or no picture: now, not when its turn comes."""
+        for key in self.keys:
+            self.size(key)
 
     def require_size(self, patch: int) -> None:
         """Raises InputError, naming the pictures, where any is smaller than the patches to be cut from it."""
@@ -156,6 +163,8 @@ class GaussianDenoisingDataset(Dataset):
         self.store = PictureStore(opt["dataroot_gt"], opt["color"], opt.get("cache"), opt.get("meta_info_file"))
         if self.is_train:
             self.store.require_size(opt["gt_size"])
+        else:
+            self.store.require_headers()
 
     def __len__(self) -> int:
         return len(self.store.keys)
@@ -206,6 +215,8 @@ class DegradationDataset(Dataset):
         if self.is_train:
             self.crop_opt = {**opt, "gt_size": opt["gt_size"] + 2 * self.margin}
             self.store.require_size(self.crop_opt["gt_size"])
+        else:
+            self.store.require_headers()
 
     def __len__(self) -> int:
         return len(self.store.keys)

@@ -105,9 +105,10 @@ def warm_up_to_the_rate() -> None:
     from basicsr.models.base_model import BaseModel
 
     def update_learning_rate(self, current_iter: int, warmup_iter: int = -1) -> None:
+        RUN.is_started = RUN.is_started or RUN.iteration > 0  # a step is done: there is something to keep
         if RUN.stop_requested:
             _save_and_stop(self, current_iter - 1)
-        RUN.is_started, RUN.iteration = True, current_iter
+        RUN.iteration = current_iter
         self._set_lr([scheduler.get_last_lr() for scheduler in self.schedulers])
         if current_iter > 1:
             for scheduler in self.schedulers:
@@ -169,6 +170,7 @@ def save_or_raise() -> None:
             "epoch": epoch,
             "iter": current_iter,
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "optimizer_types": [_type_of(optimizer) for optimizer in self.optimizers],
             "schedulers": [scheduler.state_dict() for scheduler in self.schedulers],
             **self.extra_training_state(),
         }
@@ -186,7 +188,7 @@ def resume_with_the_options_given() -> None:
     rate, milestones, gamma), and a state of another scheduler type is loaded without complaint (issues 327, 464).
 
     Unchanged options load exactly. Where the YAML's differ they win: the rates are set and the new schedule is run
-    forward to the iteration. Delete when upstream compares the two.
+    forward to the iteration; another optimiser's averages start anew. Delete when upstream compares the two.
     """
     from basicsr.models.base_model import BaseModel
 
@@ -194,16 +196,24 @@ def resume_with_the_options_given() -> None:
         optimizers, schedulers = resume_state["optimizers"], resume_state["schedulers"]
         if len(optimizers) != len(self.optimizers) or len(schedulers) != len(self.schedulers):
             raise InputError("The training state is of a model with other optimizers: it cannot be resumed here.")
-        for optimizer, scheduler, optimizer_state, scheduler_state in zip(
-            self.optimizers, self.schedulers, optimizers, schedulers
+        types = resume_state.get("optimizer_types") or map(_type_of, self.optimizers)  # older states do not say
+        for optimizer, scheduler, optimizer_state, scheduler_state, saved_type in zip(
+            self.optimizers, self.schedulers, optimizers, schedulers, types
         ):
             options = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
             is_same = _schedule_of(scheduler.state_dict()) == _schedule_of(scheduler_state)
+            saved_groups, averages = optimizer_state["param_groups"], optimizer_state["state"]
+            own = _list_averages(_type_of(optimizer), optimizer.param_groups)
+            if _list_averages(saved_type, saved_groups) != own:
+                logger.warning("The optimiser of the option file differs from the saved one; its averages start anew.")
+                averages = {}
             kept = ("params", "lr", "initial_lr") if is_same else ("params",)
-            groups = zip(optimizer_state["param_groups"], options)
-            groups = [{**saved, **{k: v for k, v in given.items() if k not in kept}} for saved, given in groups]
+            groups = [
+                {**given, **{key: saved[key] for key in kept if key in saved}}
+                for saved, given in zip(saved_groups, options)
+            ]
             # Before the states are loaded: whether the optimiser is fused decides on which device some of them lie.
-            optimizer.load_state_dict({**optimizer_state, "param_groups": groups})
+            optimizer.load_state_dict({"state": averages, "param_groups": groups})
             if is_same:
                 scheduler.load_state_dict(scheduler_state)
                 continue
@@ -214,6 +224,15 @@ def resume_with_the_options_given() -> None:
                     scheduler.step()
 
     BaseModel.resume_training = resume_training
+
+
+def _type_of(optimizer: torch.optim.Optimizer) -> str:
+    return type(optimizer).__name__
+
+
+def _list_averages(optimizer_type: str, groups: list[dict]) -> tuple:
+    """What decides which averages an optimiser keeps for a parameter."""
+    return optimizer_type, [[bool(group.get(key)) for key in ("amsgrad", "centered", "momentum")] for group in groups]
 
 
 def _schedule_of(state: dict) -> dict:
@@ -233,8 +252,18 @@ def load_any_checkpoint() -> None:
     from basicsr.utils import get_root_logger
 
     def load_network(self, net, load_path: str, strict: bool = True, param_key: str | None = "params") -> None:
-        params, found = checkpoints.select_params(checkpoints.load_checkpoint(load_path), param_key)
+        from hranet_arch.preflight import describe_misfit
+
+        checkpoint, own_key = checkpoints.load_checkpoint(load_path), self.opt["path"].get("param_key_g")
+        if param_key not in checkpoint and own_key in checkpoint:
+            param_key = own_key  # of the average, which is asked for as params_ema
+        params, found = checkpoints.select_params(checkpoint, param_key)
         net = self.get_bare_model(net)
+        if strict and (misfit := describe_misfit(net, params)):
+            raise InputError(
+                f"{load_path}: does not fit network_g ({type(net).__name__}), {misfit}. "
+                "Give network_g the arguments that the checkpoint was trained with."
+            )
         get_root_logger().info(f"Loading {type(net).__name__} from {load_path}, key [{found}].")
         self._print_different_keys_loading(net, params, strict)
         try:

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -33,6 +33,8 @@ from hranet_arch import arithmetic, checkpoints, tiling
 from hranet_arch.errors import TrainingError
 from hranet_arch.optimizers import list_optimizers
 from hranet_arch.validation import validate
+
+MOST_OVERFLOWS = 40  # of fp16's gradients in a row: the scale is 2 ** 16 at first, and seldom over 2 ** 24
 
 
 class RestorationModel(SRModel):
@@ -68,18 +70,25 @@ class RestorationModel(SRModel):
         wanted = train_opt.get("precision", "fp32")
         self.precision = arithmetic.choose(wanted, self.device, get_root_logger().warning)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
-        for net in (self.net_g, getattr(self, "net_g_ema", None)):
-            if net is not None:
-                net.to(memory_format=self.memory_format)
+        if self.ema_decay > 0:
+            self.net_g_ema.to(memory_format=self.memory_format)
         if train_opt.get("compile"):
             self._compile(train_opt["compile"])
         # How many iterations are lost in all, and in a row; kept where they are counted.
         self.losts = torch.zeros(2, dtype=torch.int64, device=self.device)
+        self.overflows = torch.zeros((), dtype=torch.int64, device=self.device)  # of the gradients, in a row
         every = min(self.opt.get("logger", {}).get("print_freq", 100), self.max_skipped)
         self.read_every = every if self.device.type == "cuda" and self._takes_flag() else 1
 
+    def model_to_device(self, net: torch.nn.Module) -> torch.nn.Module:
+        """In the memory format before DistributedDataParallel lays out buckets for the gradients, which follow it."""
+        return super().model_to_device(net.to(memory_format=self.memory_format))
+
     def _compile(self, mode: bool | str) -> None:
-        if fault := _find_compile_fault(self.device):
+        fault = _find_compile_fault(self.device)
+        if isinstance(self.net_g, DataParallel):  # copies take the compiled call along, and with it the first's weights
+            fault = "not with several GPUs in one process; start one for each, with torchrun"
+        if fault:
             get_root_logger().warning(f"compile: {fault}; left out.")
             return
         mode = mode if isinstance(mode, str) else "default"
@@ -105,9 +114,10 @@ class RestorationModel(SRModel):
         self.optimizer_g.zero_grad()
         before = [buffer.clone() for buffer in self.buffers]
         losses = self._backward()
+        total = self._add_up(losses)
         self.scaler.unscale_(self.optimizer_g)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.max_norm)
-        is_lost = self._is_lost(losses, norm)
+        is_lost = self._is_lost(total, norm)
         self._step(is_lost)
         for buffer, value in zip(self.buffers, before):
             torch.where(is_lost, value, buffer, out=buffer)  # BatchNorm's statistics without this batch
@@ -167,13 +177,23 @@ class RestorationModel(SRModel):
                     losses[name] = loss
         return losses
 
-    def _is_lost(self, losses: dict[str, Tensor], norm: Tensor) -> Tensor:
-        """Whether the loss or its gradient is not finite; on the device, where nobody waits for the answer."""
+    def _add_up(self, losses: dict[str, Tensor]) -> Tensor:
+        """The sum of the losses, of all ranks: they must decide alike whether it is finite."""
         total = sum(losses.values())
         if self.opt["dist"]:
-            torch.distributed.all_reduce(total)  # every rank must decide alike
-        # fp16's scaler tries scales that overflow the gradients on purpose, and leaves out those steps itself.
-        return ~torch.isfinite(total if self.scaler.is_enabled() else total + norm)
+            torch.distributed.all_reduce(total)
+        if self.scaler.is_enabled():  # which looks at gradients alone; those of an infinite loss may be finite (L1's)
+            next(one.grad for one in self.parameters if one.grad is not None).add_(total * 0)
+        return total
+
+    def _is_lost(self, total: Tensor, norm: Tensor) -> Tensor:
+        """Whether the loss or its gradient is not finite; on the device, where nobody waits for the answer."""
+        if not self.scaler.is_enabled():
+            return ~torch.isfinite(total + norm)
+        # fp16's scaler tries scales that overflow the gradients on purpose, leaves out those steps itself and halves
+        # the scale: after so many in a row it is not the scale.
+        self.overflows.add_(1).mul_(~torch.isfinite(norm))
+        return ~torch.isfinite(total) | (self.overflows > MOST_OVERFLOWS)
 
     def _takes_flag(self) -> bool:
         """Whether the optimiser's step reads on the device that it must change nothing; torch's fused ones do."""

@@ -51,6 +51,8 @@ class MuonAdam(Optimizer):
     ) -> None:
         if lr < 0:
             raise ValueError(f"MuonAdam: lr={lr!r} is not allowed: it must be at least 0.")
+        if not eps > 0:
+            raise ValueError(f"MuonAdam: eps={eps!r} is not allowed: it must be more than 0.")
         for name, value in (("momentum", momentum), ("betas[0]", betas[0]), ("betas[1]", betas[1])):
             if not 0 <= value < 1:
                 raise ValueError(f"MuonAdam: {name}={value!r} is not allowed: it must be in [0, 1).")

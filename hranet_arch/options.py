@@ -230,11 +230,16 @@ def _check_dataset(where: str, dataset: dict, phase: str) -> list[str]:
         found = f"'{backend['type']}' does not fit {', '.join(roots.values())}"
         errors.append(f"{where}.io_backend.type: {found}; LMDBs, and they alone, end in .lmdb.")
     listing = dataset.get("meta_info_file")
-    if listing and not is_lmdb and not Path(listing).expanduser().is_file():
+    if listing:
+        dataset["meta_info_file"] = listing = str(Path(listing).expanduser())
+    if listing and not is_lmdb and not Path(listing).is_file():
         errors.append(f"{where}.meta_info_file: {listing} is not there. Without this line all pictures are used.")
     if dataset["persistent_workers"] and (phase != "train" or dataset["num_worker_per_gpu"] == 0):
         why = "validation has no workers" if phase != "train" else "num_worker_per_gpu is 0"
         errors.append(f"{where}.persistent_workers: true, but {why}; remove it.")
+    if dataset.get("prefetch_mode") == "cpu" and (dataset["num_worker_per_gpu"] == 0 or dataset["persistent_workers"]):
+        # Its thread would draw from the network's generators, or read from workers that another thread reads from.
+        errors.append(f"{where}.prefetch_mode: 'cpu' needs num_worker_per_gpu > 0, and no persistent_workers.")
     if dataset.get("prefetch_mode") == "cuda" and not dataset["pin_memory"]:
         errors.append(f"{where}.prefetch_mode: 'cuda' needs pin_memory: true.")
     if dataset.get("degrade_on") == "device":
@@ -321,6 +326,9 @@ def _check_training(options: dict) -> list[str]:
     if train is None:
         return ["train: is missing."]
     errors = _check_schedule(train["scheduler"], train["total_iter"])
+    has_loss = train.get("pixel_opt") or train.get("perceptual_opt")
+    if options["model_type"] in schema.MODELS and options["model_type"] != "DenoisingModel" and not has_loss:
+        errors.append(f"train.pixel_opt: is missing; {options['model_type']} needs a loss, such as {{type: L1Loss}}.")
     batch = options["datasets"].get("train", {}).get("batch_size_per_gpu", 1)
     if train.get("accumulate", 1) > batch:
         errors.append(f"train.accumulate: {train['accumulate']} parts of a batch of {batch}; at most {batch}.")
@@ -329,6 +337,15 @@ def _check_training(options: dict) -> list[str]:
 
 def _check_schedule(scheduler: dict, total_iter: int) -> list[str]:
     errors = []
+    for key in ("milestones", "periods", "restarts", "restart_weights"):
+        values = scheduler.get(key, [])
+        if isinstance(values, str) or (isinstance(values, list) and not all(map(_is_number, values))):
+            errors.append(f"train.scheduler.{key}: {values!r} must be a list of numbers.")
+    for key in ("gamma", "eta_min"):
+        if not _is_number(scheduler.get(key, 0)):
+            errors.append(f"train.scheduler.{key}: {scheduler[key]!r} must be a number.")
+    if errors:
+        return errors
     weights = scheduler.get("restart_weights", [1])
     for key in ("periods", "restarts"):
         values = scheduler.get(key, [total_iter])
@@ -339,6 +356,10 @@ def _check_schedule(scheduler: dict, total_iter: int) -> list[str]:
         elif key == "periods" and sum(values) < total_iter:
             errors.append(f"train.scheduler.periods: {values} end before train.total_iter ({total_iter}).")
     return errors
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 # --- completing -------------------------------------------------------------------------------------------------------

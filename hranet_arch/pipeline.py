@@ -212,6 +212,7 @@ def load_resume_state(opt: dict) -> dict | None:
         if not file.is_file():
             raise InputError(f"{path}: its network {file} is missing. Is 'name' ({opt['name']}) that of the run?")
     check_resume(opt, state["iter"])
+    opt["path"]["param_key_g"] = "params"  # of the run's own networks, which take the place of path.pretrain_network_g
     RUN.resume_state = state
     RUN.iteration = RUN.saved = state["iter"]
     return state

@@ -16,6 +16,7 @@ from hranet_arch.errors import InputError
 
 PROBE_SIZE = 48
 LARGEST_PROBE = 128
+LARGEST_METRIC = 256  # NIQE takes two blocks of 96 in each direction
 
 # What BasicSR's networks cannot do, and say in words that nobody understands.
 LIMITS = {
@@ -36,6 +37,7 @@ def check_run(opt: dict) -> None:
     networks = {key: build_network(key, value) for key, value in opt.items() if key.startswith("network_")}
     if opt["is_train"]:
         _check_training(opt, networks["network_g"])
+    _check_metrics((opt.get("val") or {}).get("metrics") or {})
     _check_checkpoint(opt, networks["network_g"])
     _check_resume_state(opt)
     # Of other models, and of datasets without a 'color', only they themselves know what they pass to the network.
@@ -126,13 +128,40 @@ def _check_training(opt: dict, network: torch.nn.Module) -> None:
         raise InputError(f"network_g: {opt['network_g']['type']} has no parameters to train.")
     for key, options in train.items():
         if key.endswith("_opt") and key != "perceptual_opt":  # that one downloads a network
-            _build(f"train.{key}", options, _registered("loss", options["type"]))
+            loss = _build(f"train.{key}", options, _registered("loss", options["type"]))
+            if key == "pixel_opt":
+                _try_loss(options, loss)
     for key, options in train.items():
         if key.startswith("optim_"):
-            parameters = [torch.nn.Parameter(torch.zeros(1))]
-            optimizer = _build(f"train.{key}", options, _registered("optimizer", options["type"]), parameters)
+            optimizer = _build(f"train.{key}", options, _make_optimizer, _registered("optimizer", options["type"]))
             schedule = train["scheduler"]
             _build("train.scheduler", schedule, _registered("scheduler", schedule["type"]), optimizer)
+
+
+def _try_loss(options: dict, loss: torch.nn.Module) -> None:
+    try:
+        value = loss(torch.zeros(1, 3, 16, 16), torch.ones(1, 3, 16, 16))
+    except Exception as error:  # as in _build
+        raise InputError(f"train.pixel_opt: {options['type']} says: {_first_line(error)}") from error
+    if value.numel() != 1:
+        raise InputError(f"train.pixel_opt: {options['type']} gives {value.numel()} numbers. Write reduction: mean.")
+
+
+def _make_optimizer(make: Callable[..., torch.optim.Optimizer], **arguments: Any) -> torch.optim.Optimizer:
+    """An optimiser that has made a step: some arguments are refused only then."""
+    parameters = [torch.nn.Parameter(torch.ones(16, 16, 1, 1)), torch.nn.Parameter(torch.ones(1))]
+    optimizer = make(parameters, **arguments)
+    sum(parameter.sum() for parameter in parameters).backward()
+    optimizer.step()
+    return optimizer
+
+
+def _check_metrics(metrics: dict[str, dict]) -> None:
+    """Two pictures are scored, by metrics whose demands are known: a stranger's may want others than noise."""
+    from hranet_arch.validation import is_known, score
+
+    known = {name: options for name, options in metrics.items() if is_known(options["type"])}
+    score(known, *torch.rand(2, 3, LARGEST_METRIC, LARGEST_METRIC, generator=torch.Generator().manual_seed(0)))
 
 
 def _check_checkpoint(opt: dict, network: torch.nn.Module) -> None:
@@ -144,7 +173,7 @@ def _check_checkpoint(opt: dict, network: torch.nn.Module) -> None:
     params = _load(path, opt["path"].get("param_key_g"))
     if not opt["path"].get("strict_load_g", True):
         return
-    misfit = _describe_misfit(network, params)
+    misfit = describe_misfit(network, params)
     if misfit:
         raise InputError(
             f"path.pretrain_network_g: {path} does not fit network_g ({opt['network_g']['type']}), {misfit}. "
@@ -159,13 +188,14 @@ def load_strictly(network: torch.nn.Module, path: str | Path) -> None:
         InputError: if it is no whole checkpoint, or another network's.
     """
     params = checkpoints.select_params(checkpoints.load_checkpoint(path))[0]
-    misfit = _describe_misfit(network, params)
+    misfit = describe_misfit(network, params)
     if misfit:
         raise InputError(f"{path} does not fit {type(network).__name__}, {misfit}. Give it other arguments.")
     network.load_state_dict(params)
 
 
-def _describe_misfit(network: torch.nn.Module, params: dict[str, Tensor]) -> str | None:
+def describe_misfit(network: torch.nn.Module, params: dict[str, Tensor]) -> str | None:
+    """In how many tensors a checkpoint's network differs from this one, and in what the first; None where in none."""
     own = network.state_dict()
     problems = [f"{name} is missing" for name in own if name not in params]
     problems += [f"{name} is not the network's" for name in params if name not in own]
@@ -187,7 +217,7 @@ def _compare(name: str, given: Tensor, own: Tensor) -> str:
 
 def _check_resume_state(opt: dict) -> None:
     path = opt["path"].get("resume_state")
-    if path and "iter" not in checkpoints.load_checkpoint(path):
+    if path and "optimizers" not in checkpoints.load_checkpoint(path):
         raise InputError(f"path.resume_state: {path} is no training state; see experiments/NAME/training_states.")
 
 

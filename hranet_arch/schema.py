@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import math
 import reprlib
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -23,7 +24,8 @@ def _refuse_bool(value: Any) -> Any:
 
 def _check_sigma(value: Any) -> Any:
     levels = value if isinstance(value, list) and len(value) == 2 else [value]
-    if not all(isinstance(level, (int, float)) and not isinstance(level, bool) and level >= 0 for level in levels):
+    is_number = (isinstance(level, (int, float)) and not isinstance(level, bool) for level in levels)
+    if not all(is_number) or not all(0 <= level < math.inf for level in levels):
         raise ValueError("must be a noise level in grey levels (0 or more), or [lowest, highest]")
     if levels[0] > levels[-1]:
         raise ValueError("runs backwards; write [lowest, highest]")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -58,7 +59,8 @@ def validate(model, dataloader, current_iter: int | str, tb_logger, save_img: bo
     hide_bar = None if model.opt["val"].get("pbar", True) else True
     for data in tqdm(dataloader, desc=f"Validate {dataset_name}", unit="image", leave=False, disable=hide_bar):
         images = _run(model, data)
-        name = Path(data["lq_path"][0]).stem
+        path = data["lq_path"][0]
+        name = _name(dataloader.dataset.opt, path)
         if save_img:
             imwrite(to_uint8(images["result"]), _picture_path(model, dataset_name, name, current_iter))
         if "gt" in images:
@@ -67,9 +69,9 @@ def validate(model, dataloader, current_iter: int | str, tb_logger, save_img: bo
                     f"{data['lq_path'][0]}: the network makes {tuple(images['result'].shape)} of it, but its clean "
                     f"picture is {tuple(images['gt'].shape)}. Is it a pair? Is 'scale' right?"
                 )
-            rows.append({"name": name, "output": _score(metrics, images["result"], images["gt"])})
+            rows.append({"name": name, "output": score(metrics, images["result"], images["gt"])})
             if images["lq"].shape == images["gt"].shape:
-                rows[-1]["input"] = _input_score(model, metrics, dataset_name, name, images)
+                rows[-1]["input"] = _input_score(model, metrics, dataset_name, path, images)
         if tb_logger and len(examples) < model.opt["val"].get("tb_images", 4):
             examples.append((name, _side_by_side(images)))
         RUN.is_started = True  # there is something to keep now
@@ -84,6 +86,13 @@ def _validated(model) -> dict[str, int]:
     return model.__dict__.setdefault("last_validated", {})
 
 
+def _name(opt: dict, path: str) -> str:
+    """A picture's path below its set's folder, without suffix: pictures in several folders may be called alike."""
+    roots = [root for root in (opt.get("dataroot_lq"), opt.get("dataroot_gt")) if root]
+    below = next((Path(path).relative_to(root) for root in roots if Path(path).is_relative_to(root)), Path(path).name)
+    return Path(below).with_suffix("").as_posix()
+
+
 def _run(model, data: dict) -> dict[str, Tensor]:
     """One picture through the model; ``(c, h, w)`` tensors on the CPU: lq, result and, where the set has it, gt."""
     if hasattr(model, "gt"):
@@ -95,7 +104,17 @@ def _run(model, data: dict) -> dict[str, Tensor]:
     return images
 
 
-def _score(metrics: dict, output: Tensor, gt: Tensor) -> dict[str, float]:
+def is_known(metric: str) -> bool:
+    """Whether it is BasicSR's or ours: what it refuses is the options' fault, not its own."""
+    return METRIC_REGISTRY.get(metric).__module__.startswith(("basicsr.", "hranet_arch."))
+
+
+def score(metrics: dict, output: Tensor, gt: Tensor) -> dict[str, float]:
+    """Metrics of one picture, ``(c, h, w)`` in [0, 1]: NaN where it is not finite, ``inf`` where one is not defined.
+
+    Raises:
+        InputError: if a metric refuses its arguments, or the picture.
+    """
     if not torch.isfinite(output).all():
         return dict.fromkeys(metrics, math.nan)
     scores = {}
@@ -103,33 +122,43 @@ def _score(metrics: dict, output: Tensor, gt: Tensor) -> dict[str, float]:
         options = {key: value for key, value in options.items() if key != "better"}
         takes_float = getattr(METRIC_REGISTRY.get(options["type"]), "takes_float", False)
         convert = to_array if takes_float else to_uint8
-        with np.errstate(invalid="ignore", divide="ignore"):
-            value = calculate_metric({"img": convert(output), "img2": convert(gt)}, options)
+        try:
+            with np.errstate(invalid="ignore", divide="ignore"), warnings.catch_warnings():
+                warnings.simplefilter("ignore", RuntimeWarning)  # of a mean over nothing
+                value = calculate_metric({"img": convert(output), "img2": convert(gt)}, options)
+        except Exception as error:
+            if not is_known(options["type"]):
+                raise
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            size = f"{gt.shape[1]}x{gt.shape[2]}"
+            raise InputError(f"val.metrics.{name}: {options['type']} says of a picture of {size}: {reason}") from error
         # Undefined here means undefined for this pair of pictures, not a network that failed.
         scores[name] = float(value) if math.isfinite(value) else math.inf
     return scores
 
 
-def _input_score(model, metrics: dict, dataset_name: str, name: str, images: dict) -> dict[str, float]:
+def _input_score(model, metrics: dict, dataset_name: str, path: str, images: dict) -> dict[str, float]:
     cache = model.__dict__.setdefault("input_scores", {}).setdefault(dataset_name, {})
-    if name not in cache:
-        cache[name] = _score(metrics, images["lq"], images["gt"])
-    return cache[name]
+    if path not in cache:
+        cache[path] = score(metrics, images["lq"], images["gt"])
+    return cache[path]
 
 
 def _mean(rows: list[dict], metric: str, dataset_name: str, of: str = "output") -> float:
-    values = {row["name"]: row[of][metric] for row in rows if of in row}
-    undefined = [name for name, value in values.items() if math.isinf(value)]
-    if undefined and of == "output":
+    values = [(row["name"], row[of][metric]) for row in rows if of in row]
+    undefined = [name for name, value in values if math.isinf(value)]
+    if len(undefined) == len(values) and of == "output":
+        logger.warning("%s: %s is defined on none of the pictures; is crop_border too large?", dataset_name, metric)
+    elif undefined and of == "output":
         logger.warning("%s: %s is not defined on %s; left out of the mean.", dataset_name, metric, ", ".join(undefined))
-    defined = [value for value in values.values() if not math.isinf(value)]
+    defined = [value for _, value in values if not math.isinf(value)]
     return float(np.mean(defined)) if defined else math.nan
 
 
 def _picture_path(model, dataset_name: str, name: str, current_iter: int | str) -> str:
     folder = Path(model.opt["path"]["visualization"]) / dataset_name
     if model.opt["is_train"]:
-        return str(folder / name / f"{name}_{current_iter}.png")
+        return str(folder / name / f"{Path(name).name}_{current_iter}.png")
     return str(folder / f"{name}_{model.opt['val'].get('suffix') or model.opt['name']}.png")
 
 
@@ -142,6 +171,7 @@ def _side_by_side(images: dict[str, Tensor]) -> Tensor:
 def _report(model, dataset_name, current_iter, means: dict, rows: list[dict], tb_logger, examples: list) -> None:
     model.metric_results = means
     model._initialize_best_metric_results(dataset_name)
+    _add_new_metrics(model, dataset_name)
     for metric, value in means.items():
         model._update_best_metric_result(dataset_name, metric, value, current_iter)
     best = model.best_metric_results[dataset_name]
@@ -155,7 +185,7 @@ def _report(model, dataset_name, current_iter, means: dict, rows: list[dict], tb
             line += f"\tBest: {best[metric]['val']:.4f} @ {best[metric]['iter']} iter"
         lines.append(line)
     get_root_logger().info("\n".join(lines))
-    if any(math.isnan(value) for value in means.values()):
+    if any(math.isnan(row["output"][metric]) for row in rows for metric in means):
         get_root_logger().warning(f"{dataset_name}: the network's output is not finite; this never counts as the best.")
     if tb_logger:
         for metric, value in means.items():
@@ -164,6 +194,15 @@ def _report(model, dataset_name, current_iter, means: dict, rows: list[dict], tb
             tb_logger.add_image(f"{dataset_name}/{name}", picture, current_iter)
     if not model.opt["is_train"]:
         _write_record(model, dataset_name, means, inputs, rows)
+
+
+def _add_new_metrics(model, dataset_name: str) -> None:
+    """A resumed run's best results lack what its option file names since; those turned round count no more."""
+    records = model.best_metric_results[dataset_name]
+    for metric, options in model.opt["val"]["metrics"].items():
+        better = options.get("better", "higher")
+        if metric not in records or records[metric]["better"] != better:
+            records[metric] = {"better": better, "val": -math.inf if better == "higher" else math.inf, "iter": -1}
 
 
 def _write_record(model, dataset_name: str, means: dict, inputs: dict, rows: list[dict]) -> None:

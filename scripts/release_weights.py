@@ -67,7 +67,8 @@ def release(run: Path, recipe: Path, output: Path) -> str:
         InputError: if the weights are too large, no better than others there, or not those that the run's newest
             training state speaks of.
     """
-    opt = option_files.read_options(next(run.glob("*.yml"), run / "options.yml"))
+    written = sorted(run.glob("*.yml"), key=lambda path: path.stat().st_mtime)  # several, if resumed by another file
+    opt = option_files.read_options(written[-1] if written else run / "options.yml")
     checkpoint = load_checkpoint(run / "models" / "net_g_best.pth")
     params = select_params(checkpoint)[0]
     arguments = {key: value for key, value in opt["network_g"].items() if key != "type"}

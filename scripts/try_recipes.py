@@ -18,6 +18,7 @@ holds already is not trained again, and a run that was broken off is resumed: se
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import subprocess
 import sys
@@ -185,9 +186,15 @@ def try_all(arguments: argparse.Namespace) -> None:
     length, seeds = arguments.iterations, arguments.seeds
     opt = arguments.opt or OPTION_FILES.get(arguments.group, OPTION_FILE)
     record = read_record(arguments.output, {"option_file": opt.as_posix()})
+    for one in record["results"]:
+        if one["trial"] in names and one["iterations"] == length and one["changes"] != trials[one["trial"]]:
+            said = f"{one['trial']}, seed {one['seed']}, was trained with {one['changes']}, and is not trained again"
+            print(f"try_recipes: {arguments.output}: {said}.", file=sys.stderr)
     done = {(one["trial"], one["iterations"], one["seed"]) for one in record["results"]}
     for name, seed in [(name, seed) for seed in seeds for name in names if (name, length, seed) not in done]:
-        run = f"{arguments.output.stem}_{name.replace(' ', '_')}_{length}_{seed}"
+        # By its changes, too: a run that lies there from a variant that was called alike is not gone on with.
+        digest = hashlib.sha256(json.dumps(trials[name], sort_keys=True).encode()).hexdigest()[:8]
+        run = f"{arguments.output.stem}_{name.replace(' ', '_')}_{length}_{seed}_{digest}"
         options = train(opt, [squeeze(run, seed, length, arguments.validate_every), trials[name]])
         result = {"trial": name, "iterations": length, "seed": seed, "changes": trials[name]}
         result |= {"commit": complexity.describe_commit(), **read_curve(options)}  # a record may grow over commits

@@ -204,6 +204,69 @@ def test_resume_states_that_cannot_be_used(recipe, refuse):
     assert "4.state: not a whole checkpoint" in refuse(recipe)
     recipe["path"] = {"resume_state": save_network(8)}
     assert "path.resume_state: weights.pth is no training state" in refuse(recipe)
+    torch.save({"params": {}, "iter": 4}, "weights.pth")  # as a run saves it
+    assert "path.resume_state: weights.pth is no training state" in refuse(recipe)
+
+
+def test_a_resume_with_a_wider_network_is_refused_in_one_line(recipe, run, capfd):
+    assert run("train", recipe, "--force_yml", "train:total_iter=2") == 0
+    capfd.readouterr()
+    assert run("train", recipe, "--auto_resume", "--force_yml", "network_g:num_feat=16") == 2
+    (message,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("basicsr: ")]
+    assert "net_g_2.pth: does not fit network_g (HRANet), in " in message
+    assert "is (8, 1, 3, 3), the network's (16, 1, 3, 3)" in message
+
+
+@pytest.mark.parametrize(
+    ("section", "options", "message"),
+    [
+        ("pixel_opt", {"type": "L1Loss", "reduction": "none"}, "train.pixel_opt: L1Loss gives 768 numbers."),
+        ("pixel_opt", {"type": "L1Loss", "loss_weight": "1,0"}, "train.pixel_opt: L1Loss "),
+        (
+            "optim_g",
+            {"type": "MuonAdam", "lr": 1e-3, "eps": -1},
+            "MuonAdam refuses its arguments: eps=-1 is not allowed",
+        ),
+        ("optim_g", {"type": "MuonAdam", "lr": 1e-3, "eps": "tiny"}, "train.optim_g: MuonAdam refuses its arguments"),
+        ("optim_g", {"type": "Adam", "lr": 1e-3, "differentiable": True}, "train.optim_g: Adam refuses its arguments"),
+    ],
+)
+def test_losses_and_optimisers_are_tried_before_the_run(recipe, refuse, section, options, message):
+    recipe["train"][section] = options
+    assert message in refuse(recipe)
+
+
+@pytest.mark.parametrize(
+    ("metric", "message"),
+    [
+        ({"type": "calculate_psnr", "crop_border": 0, "input_order": "CWH"}, "val.metrics.mine: calculate_psnr says"),
+        (
+            {"type": "calculate_ssim", "crop_border": 128},
+            "val.metrics.mine: calculate_ssim says of a picture of 256x256",
+        ),
+    ],
+)
+def test_metrics_are_tried_before_the_run(recipe, refuse, metric, message):
+    recipe["val"]["metrics"]["mine"] = metric
+    assert message in refuse(recipe)
+
+
+def test_a_metric_that_refuses_a_set_is_named(recipe, run, capfd):
+    """SSIM has nothing to average where as much is cut off as there is."""
+    recipe["val"]["metrics"]["ssim"]["crop_border"] = 20
+    assert run("train", recipe) == 2
+    error = capfd.readouterr().err
+    assert (
+        "basicsr: val.metrics.ssim: calculate_ssim says of a picture of 40x44: " in error and "Traceback" not in error
+    )
+
+
+def test_a_metric_without_pixels_is_no_network_that_failed(recipe, run, capfd):
+    recipe["val"]["metrics"] = {"psnr": {"type": "calculate_psnr", "crop_border": 20}}
+    assert run("train", recipe) == 0
+    error = capfd.readouterr().err
+    assert "val: psnr is defined on none of the pictures; is crop_border too large?" in error
+    assert "not finite" not in error
 
 
 @pytest.mark.parametrize("model_type", ["DenoisingModel", "SRModel"])
@@ -216,6 +279,12 @@ def test_checkpoints_of_other_forms_are_loaded(recipe, run, model_type):
     torch.save({"params_ema": tensors}, "average.pth")
     for path in ("bare.pth", "weights.safetensors", "average.pth"):
         assert run("train", {**recipe, "path": {"pretrain_network_g": path}}) == 0
+    torch.save({"mine": tensors}, "mine.pth")
+    own = {"pretrain_network_g": "mine.pth", "param_key_g": "mine"}
+    recipe["train"]["total_iter"] = 2
+    assert run("train", {**recipe, "path": own}) == 0
+    recipe["train"]["total_iter"] = 4  # the run's own checkpoints have other keys
+    assert run("train", {**recipe, "path": own}, "--auto_resume") == 0
 
 
 # --- bad input: data --------------------------------------------------------------------------------------------------
@@ -245,7 +314,7 @@ def test_a_damaged_entry_of_an_lmdb(recipe, refuse, workers):
 
 def test_damage_that_the_prefetching_thread_finds(recipe):
     """In a process of its own: stock BasicSR waits for ever."""
-    recipe["datasets"]["train"]["prefetch_mode"] = "cpu"
+    recipe["datasets"]["train"].update(prefetch_mode="cpu", num_worker_per_gpu=1)
     for path in Path("train").iterdir():
         path.write_bytes(damage(path.read_bytes()))
     Path("options.yml").write_text(yaml.safe_dump(recipe))
@@ -326,6 +395,17 @@ def test_a_damaged_picture_in_a_folder(recipe, refuse):
     for path in Path("train").iterdir():
         path.write_bytes(damage(path.read_bytes()))
     assert "train/" in refuse(recipe)
+
+
+@pytest.mark.parametrize("is_listed", [True, False])
+def test_pictures_of_a_validation_set_are_looked_at_before_the_run(recipe, refuse, is_listed):
+    if is_listed:
+        Path("list.txt").write_text("0.png\ngone.png\n")
+        recipe["datasets"]["val"]["meta_info_file"] = "list.txt"
+        assert "datasets.val: list.txt: names pictures that are not in val: gone.png." in refuse(recipe)
+    else:
+        Path("val/1.png").write_bytes(b"no picture")
+        assert "val/1.png: not a picture that can be read" in refuse(recipe)
 
 
 def test_a_folder_without_pictures(recipe, refuse):

@@ -1,6 +1,7 @@
 """Each fix of ``compat``: a test that fails without it, with BasicSR's own models and datasets where it can."""
 
 import copy
+import json
 import math
 import subprocess
 import sys
@@ -255,6 +256,36 @@ def test_a_state_of_another_scheduler_is_not_loaded_into_this_one(stock, run):
     assert state["optimizers"][0]["param_groups"][0]["lr"] == pytest.approx(expected)
 
 
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ({"type": "Adam", "lr": 1e-3}, {"type": "MuonAdam", "lr": 2e-3}),
+        ({"type": "MuonAdam", "lr": 1e-3}, {"type": "Adam", "lr": 2e-3}),
+        ({"type": "Adam", "lr": 1e-3}, {"type": "Adam", "lr": 1e-3, "amsgrad": True}),
+    ],
+)
+def test_another_optimiser_begins_anew_on_a_resume(stock, run, capfd, first, second):
+    stock["train"]["optim_g"] = first
+    assert run("train", stock, "--force_yml", "train:total_iter=4") == 0
+    stock["train"]["optim_g"] = second
+    assert run("train", stock, "--auto_resume") == 0
+    assert capfd.readouterr().err.count("its averages start anew") == 1
+    state = torch.load("experiments/tiny/training_states/8.state", weights_only=True)
+    assert state["optimizer_types"] == [second["type"]]
+    steps = {int(one["step"]) for one in state["optimizers"][0]["state"].values() if "step" in one}
+    assert steps <= {4}  # of the second alone
+
+
+def test_a_resume_takes_new_metrics_and_those_turned_round(stock, run):
+    stock["model_type"] = "RestorationModel"  # whose states know the best
+    assert run("train", stock, "--force_yml", "train:total_iter=4") == 0
+    stock["val"]["metrics"]["psnr"]["better"] = "lower"
+    stock["val"]["metrics"]["late"] = {"type": "calculate_ssim", "crop_border": 2}
+    assert run("train", stock, "--auto_resume") == 0
+    best = torch.load("experiments/tiny/training_states/8.state", weights_only=True)["best"]["val"]
+    assert best["psnr"]["better"] == "lower" and best["psnr"]["iter"] == best["late"]["iter"] == 8
+
+
 def test_any_optimizer_of_torch_can_be_named(stock, run):
     stock["train"]["optim_g"] = {"type": "AdamW", "lr": 1e-3, "weight_decay": 0.1}
     assert run("train", stock) == 0
@@ -281,6 +312,25 @@ def test_sets_with_equal_picture_names_keep_their_own_pictures(stock, run):
     first = cv2.imread("experiments/tiny/visualization/val/0/0_8.png")
     second = cv2.imread("experiments/tiny/visualization/second/0/0_8.png")
     assert first is not None and second is not None and not np.array_equal(first, second)
+
+
+def test_pictures_of_one_name_in_several_folders_all_count(stock, run):
+    for part, seed in (("a", 1), ("b", 2)):
+        make_pictures(Path("parts", part), 1, seed=seed)
+    test = {key: stock[key] for key in ("model_type", "num_gpu", "network_g", "val")}
+    test |= {"name": "tested", "datasets": {"test": {**stock["datasets"]["val"], "dataroot_gt": "parts"}}}
+    test["datasets"]["test"].update(dataroot_lq="parts", type="PairedDenoisingDataset", color="rgb")
+    torch.save({"params": TinyNet().state_dict()}, "weights.pth")
+    test |= {"path": {"pretrain_network_g": "weights.pth"}, "val": {**stock["val"], "save_img": True}}
+    assert run("test", test) == 0
+    record = json.loads(Path("results/tested/metrics.json").read_text())["val"]
+    psnr = [row["output"]["psnr"] for row in record["images"]]
+    assert [row["name"] for row in record["images"]] == ["a/0", "b/0"] and psnr[0] != psnr[1]
+    assert record["output"]["psnr"] == pytest.approx(sum(psnr) / 2)
+    written = Path("results/tested/visualization/val")
+    assert {path.relative_to(written).as_posix() for path in written.rglob("*.png")} == {
+        "a/0_tested.png", "b/0_tested.png"
+    }  # fmt: skip
 
 
 def test_a_training_runs_all_its_iterations(stock, run):
@@ -358,6 +408,21 @@ def test_a_launch_that_fails_leaves_the_earlier_run(stock, run, tmp_path):
     before = sorted(str(p.relative_to(tmp_path)) for p in tmp_path.glob("*/tiny/**/*") if p.is_file())
     stock["datasets"]["train"]["batch_size_per_gpu"] = 32  # found only after BasicSR has moved the folder
     assert run("train", stock) == 2
+    after = sorted(str(p.relative_to(tmp_path)) for p in tmp_path.glob("*/tiny/**/*") if p.is_file())
+    assert after == before and not list(tmp_path.glob("*/*_archived_*"))
+
+
+def test_a_first_step_that_fails_leaves_the_earlier_run(stock, run, tmp_path, monkeypatch):
+    """As out of memory does."""
+    assert run("train", stock) == 0
+    before = sorted(str(p.relative_to(tmp_path)) for p in tmp_path.glob("*/tiny/**/*") if p.is_file())
+
+    def run_out_of_memory(self, x):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(registration.registries()["model"]["SRModel"], "optimize_parameters", run_out_of_memory)
+    with pytest.raises(torch.OutOfMemoryError):
+        run("train", stock)
     after = sorted(str(p.relative_to(tmp_path)) for p in tmp_path.glob("*/tiny/**/*") if p.is_file())
     assert after == before and not list(tmp_path.glob("*/*_archived_*"))
 

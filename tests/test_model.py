@@ -2,6 +2,7 @@
 
 import copy
 import math
+import random
 
 import numpy as np
 import pytest
@@ -225,6 +226,66 @@ def test_half_precision_learns_what_full_does(precision, any_precision):
     assert not torch.equal(half.net_g.weight, full.net_g.weight)
 
 
+@pytest.mark.parametrize(
+    "optim_g", [{"type": "SGD", "lr": 1.0}, {"type": "Adam", "lr": 0.1}, {"type": "RMSprop", "lr": 0.1}]
+)
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_an_infinite_loss_of_finite_gradient_is_lost_too(precision, optim_g, any_precision):
+    """L1 of an infinite target: its gradient is -2, whatever the distance."""
+    model = make_model(precision=precision, pixel_opt={"type": "L1Loss"}, optim_g=optim_g)
+    lq, gt = torch.full((1, 1, 2, 2), 2.0), torch.full((1, 1, 2, 2), math.inf)
+    assert step(model, lq, gt) == 0.5 and model.log_dict["skipped"] == 1
+
+
+def test_the_scaler_of_fp16_is_undone_before_the_gradient_is_clipped(any_precision):
+    model = make_model(precision="fp16", grad_clip=0.25)
+    model.scaler = torch.amp.GradScaler("cpu", init_scale=64.0)
+    assert step(model, torch.full((1, 1, 2, 2), 2.0), torch.full((1, 1, 2, 2), 3.0)) == pytest.approx(0.75)
+
+
+def test_overflows_of_fp16_lower_the_scale_and_count_only_where_that_does_not_help(any_precision):
+    """The gradient's 8 overflows at a scale of 2 ** 127 and no more at 2 ** 124; NaN stays whatever the scale."""
+    model = make_model(precision="fp16", max_skipped=3)
+    model.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
+    lq, gt = torch.full((1, 1, 2, 2), 2.0), torch.full((1, 1, 2, 2), 3.0)
+    values = [step(model, lq, gt, iteration) for iteration in range(1, 7)]
+    assert values[0] == 0.5 != values[-1] and model.skipped == 0
+    assert model.extra_training_state()["scaler"]["scale"] < 2.0**127
+
+    model.net_g.weight.register_hook(lambda gradient: gradient * math.nan)
+    with pytest.raises(TrainingError, match="3 iterations in a row"):
+        for iteration in range(7, 60):
+            step(model, lq, gt, iteration)
+
+
+def test_a_finite_loss_of_infinite_gradient_is_lost():
+    model = make_model()
+    model.net_g.weight.register_hook(lambda gradient: gradient * math.inf)
+    assert step(model, torch.ones(1, 1, 2, 2), torch.zeros(1, 1, 2, 2)) == 0.5 and model.skipped == 1
+
+
+def test_a_resume_knows_the_scale_and_what_was_skipped(any_precision):
+    model = make_model(precision="fp16")
+    step(model, torch.full((1, 1, 2, 2), math.nan), torch.zeros(1, 1, 2, 2))
+    state = {"iter": 1, "optimizers": [model.optimizer_g.state_dict()], "optimizer_types": ["SGD"]}
+    state |= {"schedulers": [model.schedulers[0].state_dict()], **model.extra_training_state()}
+    resumed = make_model(precision="fp16")
+    resumed.resume_training(copy.deepcopy(state))
+    assert resumed.skipped == 1 and resumed.scaler.get_scale() == model.scaler.get_scale() == 2.0**15
+
+
+def test_a_resume_goes_on_with_all_random_numbers():
+    def draw():
+        return random.random(), np.random.rand(), torch.rand(()).item()
+
+    model, resumed = make_model(), make_model()
+    state = copy.deepcopy(model.extra_training_state()["random"])
+    expected = draw()
+    resumed.pending_random_state = state
+    resumed._restore_random_state()
+    assert draw() == expected
+
+
 def test_channels_last_reaches_network_and_data():
     model = make_model(channels_last=True)
     model.feed_data({"lq": torch.rand(2, 3, 4, 4), "gt": torch.rand(2, 3, 4, 4)})
@@ -246,6 +307,9 @@ def test_a_gpu_compiles_the_network_and_a_cpu_says_that_it_does_not(monkeypatch)
     make_model(compile="reduce-overhead")
     assert calls == [("ScaleNet", "default"), ("ScaleNet", "reduce-overhead")]
     assert list(model.net_g.state_dict()) == ["weight", "seen"]
+    model.net_g = torch.nn.DataParallel(model.net_g)  # whose copies would take the first one's compiled call along
+    model._compile(True)
+    assert len(calls) == 2 and "torchrun" in warnings[-1]
 
 
 @pytest.mark.parametrize(
@@ -295,7 +359,7 @@ def test_large_pictures_are_validated_in_tiles():
     model.feed_data({"lq": picture})
     model.test()
     assert torch.equal(model.output, picture * 2)
-    assert len(sizes) == 6 and max(max(size) for size in sizes) <= 32 + 2 * 4
+    assert len(sizes) == 6 and max(max(size) for size in sizes) == 32 + 2 * 4
 
 
 def test_pictures_are_padded_to_whole_windows():

@@ -361,6 +361,7 @@ def test_unknown_keys_are_named_with_the_nearest(recipe, entry, message):
         ("datasets:train:color=grey", "datasets.train.color: 'grey': must be 'gray' or 'rgb'."),
         ("datasets:train:sigma=-1", "datasets.train.sigma: -1: must be a noise level in grey levels"),
         ("datasets:train:sigma=[0]", "datasets.train.sigma: [0]: must be a noise level in grey levels"),
+        ("datasets:train:sigma=.inf", "datasets.train.sigma: inf: must be a noise level in grey levels"),
         ("datasets:train:sigma=[55, 0]", "datasets.train.sigma: [55, 0]: runs backwards; write [lowest, highest]."),
         ("datasets:train:use_rot=perhaps", "datasets.train.use_rot: 'perhaps': must be a valid boolean"),
         ("num_gpu=all", "num_gpu: 'all': must be auto, or a number of GPUs (0 for the CPU)."),
@@ -377,6 +378,45 @@ def test_unknown_keys_are_named_with_the_nearest(recipe, entry, message):
 )
 def test_wrong_types_and_values(recipe, entry, message):
     assert message in refusal(change(recipe, entry))
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "message"),
+    [
+        ({"milestones": ["2k"]}, "milestones: ['2k'] must be a list of numbers."),
+        ({"milestones": "6"}, "milestones: '6' must be a list of numbers."),
+        ({"milestones": [6], "gamma": "0,5"}, "gamma: '0,5' must be a number."),
+        ({"periods": [None]}, "periods: [None] must be a list of numbers."),
+        ({"periods": ["8"]}, "periods: ['8'] must be a list of numbers."),
+        ({"periods": [4, 4], "restart_weights": [1, "0,5"]}, "restart_weights: [1, '0,5'] must be a list of numbers."),
+        ({"periods": [8], "eta_min": "low"}, "eta_min: 'low' must be a number."),
+    ],
+)
+def test_schedules_that_are_no_numbers(recipe, scheduler, message):
+    """Some of them BasicSR takes, and never reaches; others end the run when they are reached."""
+    kind = "MultiStepLR" if "milestones" in scheduler else "CosineAnnealingRestartLR"
+    recipe["train"]["scheduler"] = {"type": kind, **scheduler}
+    assert f"train.scheduler.{message}" in refusal(recipe)
+
+
+@pytest.mark.parametrize("model_type", ["RestorationModel", "SRModel"])
+def test_a_model_without_a_loss(recipe, model_type):
+    recipe["model_type"] = model_type
+    assert f"train.pixel_opt: is missing; {model_type} needs a loss" in refusal(recipe)
+
+
+@pytest.mark.parametrize("workers", [{"num_worker_per_gpu": 0}, {"num_worker_per_gpu": 1, "persistent_workers": True}])
+def test_a_prefetching_thread_needs_workers_of_its_own(recipe, workers):
+    """It would draw from the network's random numbers, or read from workers that another thread reads from."""
+    recipe["datasets"]["train"].update(prefetch_mode="cpu", **workers)
+    assert "datasets.train.prefetch_mode: 'cpu' needs num_worker_per_gpu > 0" in refusal(recipe)
+
+
+def test_a_list_of_pictures_in_the_home_folder(recipe, monkeypatch):
+    monkeypatch.setenv("HOME", str(Path.cwd()))
+    Path("list.txt").write_text("0.png\n")
+    recipe["datasets"]["val"]["meta_info_file"] = "~/list.txt"
+    assert check(recipe)["datasets"]["val"]["meta_info_file"] == str(Path.cwd() / "list.txt")
 
 
 @pytest.mark.parametrize(
