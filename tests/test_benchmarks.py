@@ -2,11 +2,13 @@
 
 import importlib
 import json
+import logging
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -126,6 +128,54 @@ def test_bf16_is_measured_where_the_processor_has_it(has_bf16, monkeypatch):
     assert ("only precision" in training) is ("without precision" in training) is has_bf16
     inference = benchmark_inference.list_contestants("cpu")
     assert inference["ours"]["bf16"] is ("only bf16" in inference) is ("ours in fp32" in inference) is has_bf16
+
+
+@pytest.mark.parametrize("kind", ["FAST", "PLAIN"])
+def test_every_option_reaches_what_trains(kind, tmp_path, monkeypatch, any_precision):
+    import benchmark_training
+
+    from hranet_arch.device_batches import DeviceLoader
+    from hranet_arch.prepare import prepare_lmdb
+
+    monkeypatch.setattr(logging, "disable", lambda level: None)  # it would outlast this test, as would this:
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    kept = []
+    monkeypatch.setattr("hranet_arch.allocator.keep_freed_memory", lambda: kept.append(True))
+    lmdb = str(tmp_path / "a.lmdb")
+    prepare_lmdb(make_pictures(tmp_path / "pictures", 1, size=(50, 60)), lmdb, gray=True)
+    settings = {"device": "cpu", "threads": 1, "workers": 0, "batch": 2, "num_feat": 4, "lmdb": lmdb}
+    options = getattr(benchmark_training, kind)
+    training = benchmark_training.Training(settings, options)
+    assert {
+        "degrade_on": "device" if isinstance(training.prefetcher.ori_loader, DeviceLoader) else "loader",
+        "channels_last": training.model.memory_format is torch.channels_last,
+        "precision": training.model.precision,
+        "fused": training.model.optimizer_g.defaults["fused"],
+        "keep_memory": bool(kept),
+    } == options
+    before = training.describe_weights()
+    assert training.describe_weights() == before
+    next(training.model.net_g.parameters()).data.view(-1)[0] += 1
+    assert training.describe_weights() != before
+
+
+class Stranger:
+    """A contestant with first weights of its own."""
+
+    def __init__(self, name, *arguments, **options):
+        self.name = name
+
+    def call(self, method):
+        assert method == "describe_weights"
+        return self.name
+
+
+def test_contestants_that_start_from_other_weights_are_not_compared(monkeypatch):
+    import benchmark_training
+
+    monkeypatch.setattr(benchmark_training, "Contestant", Stranger)
+    with pytest.raises(SystemExit, match="do not start from the same weights"):
+        next(benchmark_training.measure({"device": "cpu"}, SimpleNamespace(only=["ours"])))
 
 
 def test_merged_branches_compute_the_same():
@@ -334,6 +384,36 @@ def test_a_precision_that_is_named_is_that_of_every_variant(tmp_path, monkeypatc
         assert changes == result["changes"]
         assert changes["train"].pop("precision") == "fp32"
         assert changes == try_recipes.list_trials("found", 1500)[result["trial"]]
+
+
+def test_what_a_record_holds_is_not_trained_again(tmp_path, monkeypatch, capsys):
+    """What a run is known by: variant, length and seed. Another option file's record is not gone on with."""
+    import try_recipes
+
+    ran = []
+    monkeypatch.setattr(try_recipes, "train", lambda opt, changes: ran.append(changes[0]) or {})
+    monkeypatch.setattr(try_recipes, "read_curve", lambda options: {"psnr": {5: 20.0}})
+
+    def run_script(*flags):
+        """The exit status; of each run the variant, after which it is named, its seed and its iterations."""
+        ran.clear()
+        command = ["try_recipes", "--group", "found", "--output", str(tmp_path / "r.json"), *flags]
+        monkeypatch.setattr(sys, "argv", command)
+        status = try_recipes.main()
+        return status, [(one["name"].split("_")[1], one["manual_seed"], one["train"]["total_iter"]) for one in ran]
+
+    found = ["--trials", "found", "--iterations", "100"]
+    assert run_script(*found) == (0, [("found", 0, 100)])
+    assert run_script(*found) == (0, [])
+    assert run_script(*found, "--seeds", "0", "1") == (0, [("found", 1, 100)])
+    assert run_script(*found, "--seeds", "1", "0") == (0, [])
+    assert run_script("--trials", "steps", "found", "--iterations", "100") == (0, [("steps", 0, 100)])
+    assert run_script("--trials", "found", "--iterations", "50") == (0, [("found", 0, 50)])
+    assert run_script(*found, "--seeds", "2", "--opt", "other.yml") == (1, [])
+    assert "give another --output" in capsys.readouterr().err
+    results = json.loads((tmp_path / "r.json").read_text())["results"]
+    held = [(one["trial"], one["seed"], one["iterations"]) for one in results]
+    assert held == [("found", 0, 100), ("found", 1, 100), ("steps", 0, 100), ("found", 0, 50)]
 
 
 def test_variants_stand_beside_the_option_file_as_it_is():

@@ -126,11 +126,38 @@ def test_blind_levels_are_uniform_and_are_those_of_the_noise(tmp_path):
     torch.testing.assert_close(measured, levels, rtol=0.12, atol=0)  # 5 standard errors of 1,024 pixels
 
 
-def test_clip_and_quantize_make_what_an_8_bit_file_holds(tmp_path):
+def test_the_channels_of_a_colour_picture_have_noise_of_their_own(tmp_path):
+    """The bound is 4 standard errors of 192,000 products of two channels' noises."""
+    make_pictures(tmp_path / "a", 1)
+    batch = draw(train_set(tmp_path / "a", color="rgb", gt_size=16, sigma=30), 250)
+    noise = (batch["lq"] - batch["gt"]).double() * 255 / 30
+    assert noise.shape == (250, 3, 16, 16)
+    assert abs((noise * noise.roll(1, dims=1)).mean()) < 4 / noise.numel() ** 0.5
+
+
+def test_a_blind_level_says_nothing_of_the_place_or_the_symmetry(tmp_path):
+    """A pixel is ten times its row plus its column: a crop's mean tells its place, its steps tell its symmetry.
+
+    Correlations are compared with 4 standard errors of 4,000 draws.
+    """
+    cv2.imwrite(str(tmp_path / "a.png"), np.add.outer(10 * np.arange(10), np.arange(10)).astype(np.uint8))
+    batch = draw(train_set(tmp_path, sigma=[5, 55]), 4000)
+    crops = (batch["gt"][:, 0].numpy() * 255).round()
+    place = (crops.mean(axis=(1, 2)) - 16.5).round()  # the mean of the crop at the top left is 16.5
+    down, right = crops[:, 1, 0] - crops[:, 0, 0], crops[:, 0, 1] - crops[:, 0, 0]
+    drawn = np.stack([place // 10, place % 10, np.sign(down), np.sign(right), abs(down)])
+    assert [len(np.unique(values)) for values in drawn] == [7, 7, 2, 2, 2]
+    assert abs(np.corrcoef(batch["sigma"].numpy(), drawn)[0, 1:]).max() < 4 / 4000**0.5
+
+
+@pytest.mark.parametrize("clip", [True, False])
+@pytest.mark.parametrize("quantize", [True, False])
+def test_clip_and_quantize_make_what_an_8_bit_file_holds(tmp_path, clip, quantize):
     make_pictures(tmp_path / "a", 1)
     plain = draw(train_set(tmp_path / "a", sigma=100), 8)["lq"]
-    file = draw(train_set(tmp_path / "a", sigma=100, clip=True, quantize=True), 8)["lq"]
-    assert torch.equal(file, (plain.clamp(0, 1) * 255).round() / 255)
+    file = draw(train_set(tmp_path / "a", sigma=100, clip=clip, quantize=quantize), 8)["lq"]
+    expected = plain.clamp(0, 1) if clip else plain
+    assert torch.equal(file, (expected * 255).round() / 255 if quantize else expected)
 
 
 # ------------------------------------------------------------------------------------------------------- the loader

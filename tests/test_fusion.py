@@ -101,6 +101,20 @@ def test_convolutions_that_pad_otherwise_stay(padding):
 
 
 @needs_operator
+@pytest.mark.parametrize(
+    "geometry",
+    [{"stride": 2}, {"stride": (1, 3)}, {"groups": 2}, {"dilation": (2, 1)}, {"padding": (0, 2)}, {"bias": False}],
+    ids=str,
+)
+def test_a_fused_convolution_keeps_its_geometry(geometry):
+    torch.manual_seed(0)
+    network, x = nn.Sequential(nn.Conv2d(4, 6, 3, **geometry), nn.ReLU()).eval(), torch.randn(2, 4, 11, 14)
+    fused = fusion.fuse(network)
+    assert isinstance(fused[0], FusedConvReLU)
+    torch.testing.assert_close(run(fused, x), run(network, x), rtol=0, atol=1e-5)
+
+
+@needs_operator
 def test_a_comparison_restores_with_the_fused_network_and_measures_the_other():
     task = methods.Task("denoise", "gray", 25.0, torch.device("cpu"), "fp32", 0)
     method = methods.make_method({"weights": "hranet_s_gray_s25"}, task, Path())

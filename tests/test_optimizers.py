@@ -74,6 +74,29 @@ def test_convolutions_take_torchs_muon_steps_and_the_rest_adams(memory_format):
             assert (one.flatten(1) - other).norm() < 0.05 * (i + 1) * step * min(other.shape) ** 0.5
 
 
+def test_momentum_betas_and_eps_are_those_that_are_given():
+    """Muon's part by its equations: an average of the gradients, and the step along it as Nesterov's; Adam's by torch.
+
+    The matrix has 9 columns: a step is 0.1 * 0.2 * sqrt(9).
+    """
+    generator = torch.Generator().manual_seed(0)
+    matrix, vector = (torch.randn(size, generator=generator) for size in ((8, 9), (5,)))
+    ours, adams = [nn.Parameter(matrix.clone()), nn.Parameter(vector.clone())], nn.Parameter(vector.clone())
+    optimizer = MuonAdam(ours, lr=0.1, momentum=0.3, betas=(0.5, 0.6), eps=0.4)
+    adam = torch.optim.Adam([adams], lr=0.1, betas=(0.5, 0.6), eps=0.4)
+    average = torch.zeros_like(matrix)
+    for _ in range(3):
+        for parameter in ours:
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+        adams.grad = ours[1].grad.clone()
+        optimizer.step()
+        adam.step()
+        average = 0.3 * average + 0.7 * ours[0].grad
+        matrix -= 0.06 * orthogonalize((0.3 * average + 0.7 * ours[0].grad)[None])[0]
+    torch.testing.assert_close(ours[0].detach(), matrix, rtol=0, atol=1e-5)
+    torch.testing.assert_close(ours[1], adams, rtol=1e-6, atol=1e-7)
+
+
 def test_parameters_that_muon_leaves_to_adam():
     sizes = [(64, 64, 3, 3), (8, 8, 1, 1), (96, 96), (64, 1, 3, 3), (1, 64, 3, 3), (64, 3, 3, 3), (225, 6), (64,), (1,)]
     taken = [size for size in sizes if is_matrix(torch.empty(size))]

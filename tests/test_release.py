@@ -55,7 +55,7 @@ def release(run, record):
 
 def test_weights_and_card_say_how_they_were_made(trained):
     run, record = trained
-    assert release(run, record).startswith("weights/tiny.safetensors: validates at ")
+    said = release(run, record)
     params = load_file("weights/tiny.safetensors")
     best = load_network(run / "models/net_g_best.pth", "params_ema")
     assert params.keys() == best.keys() and all(torch.equal(params[name], best[name]) for name in best)
@@ -67,11 +67,16 @@ def test_weights_and_card_say_how_they_were_made(trained):
     assert card["results"] == {"Set": {"25": {"psnr": 30.0, "ssim": 0.8, "pictures": 2}}}
     assert card["training"]["pictures"] == 6 and card["training"]["iterations"] == 8
     assert card["validation"]["set"] == "val" and card["commit"] == record.commit
+    state = checkpoints.load_checkpoint(run / "training_states/8.state")["best"]["val"]["psnr"]
+    assert card["validation"]["psnr"] == pytest.approx(state["val"], abs=5e-5)
+    assert card["validation"]["iteration"] == state["iter"]
+    assert said == f"weights/tiny.safetensors: validates at {state['val']:.4f} dB"
     assert len(card["training"]["data_sha256"]) == 64 != card["validation"]["data_sha256"]
     assert card["training"]["start_sha256"] == checkpoints.hash_params({"first": torch.ones(2)})
     text = Path("weights/tiny.md").read_text()
     assert "| Set | 25 | 30.00 | 0.8000 |" in text and "basicsr train -opt options/x.yml" in text
     assert "from the layers that it shares with narrow." in text
+    assert f"Picked by val (not a test set): {state['val']:.2f} dB at iteration {state['iter']}." in text
 
 
 @pytest.mark.parametrize("name", networks.list_released())
@@ -212,6 +217,33 @@ def test_weights_that_are_no_better_do_not_replace_those_there(trained):
     with pytest.raises(InputError, match="they stay as they are"):
         release(run, None)
     assert Path("weights/tiny.safetensors").read_bytes() == before
+
+
+def test_weights_are_compared_with_those_there_where_both_validated_on_the_same_pictures(tmp_path):
+    path = tmp_path / "there.safetensors"
+    old, same, other = ({"validation": {"data_sha256": name, "psnr": psnr}} for name, psnr in
+                        (("a", 30.0), ("a", 30.1), ("b", 30.1)))  # fmt: skip
+    save_file({"weight": torch.ones(1)}, path, {"card": json.dumps(old)})
+    release_weights.require_better(same, path)
+    with pytest.raises(InputError, match="validated on another set; the two cannot be compared"):
+        release_weights.require_better(other, path)
+
+
+def test_files_over_5_mb_are_refused_and_leave_nothing(tmp_path):
+    """4 bytes a weight: 1,250,000 are 5,000,000 bytes, to which the header comes."""
+    card, path = networks.list_released()["hranet_s_gray_s25"].card, tmp_path / "large.safetensors"
+    with pytest.raises(InputError, match="larger than 5000000 bytes; it is not released"):
+        release_weights.write(path, {"weight": torch.zeros(1_250_000)}, {}, card)
+    assert not list(tmp_path.iterdir())
+    release_weights.write(path, {"weight": torch.zeros(1_240_000)}, {}, card)
+    assert path.is_file()
+
+
+def test_the_newest_state_is_that_of_the_largest_number(tmp_path):
+    (tmp_path / "training_states").mkdir()
+    for iteration in (8, 1000):
+        torch.save({"iter": iteration}, tmp_path / f"training_states/{iteration}.state")
+    assert release_weights.load_newest_state(tmp_path)["iter"] == 1000
 
 
 def test_what_is_measured_later_is_put_into_the_card_of_the_same_weights(trained):

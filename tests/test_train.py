@@ -1,11 +1,14 @@
 """Whole runs through the command: killed and resumed, stopped, in several processes, with BasicSR's own networks."""
 
+import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -158,6 +161,95 @@ def test_two_processes_on_the_cpu_train_one_network(recipe, run, tmp_path, degra
     assert "Resuming training from epoch" in logs and "psnr" in logs
 
 
+def step_as_rank(rank, lq, gt, **train):
+    """The weight of a one-weight network after a step of this rank, of two, and what its log says."""
+    from tests.test_model import make_model
+
+    model = make_model(**train)
+    model.opt |= {"dist": True, "rank": rank, "world_size": 2}
+    model.net_g = model.model_to_device(model.net_g)
+    model.feed_data({"lq": torch.tensor(lq).reshape(-1, 1, 1, 1), "gt": torch.tensor(gt).reshape(-1, 1, 1, 1)})
+    model.optimize_parameters(1)
+    return model.get_bare_model(model.net_g).weight.item(), model.get_current_log()
+
+
+def take_steps(rank, folder):
+    """What a process of two does for the tests below: each rank has a batch of its own."""
+    from hranet_arch import arithmetic, registration
+    from tests.test_model import ScaleNet
+
+    registration.ARCH_REGISTRY.register(ScaleNet)
+    arithmetic.choose = lambda precision, device, warn: precision  # in this process
+    meeting = {"init_method": f"file://{folder}/meeting", "timeout": timedelta(seconds=60)}
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=2, **meeting)
+    lq, gt = [([1.0, 1.0], [1.0, 2.0]), ([2.0, 2.0], [1.0, 3.0])][rank]
+    nan, inf = ([1.0, [1.0, float(value)][rank]] for value in ("nan", "inf"))
+    steps = {
+        "whole": step_as_rank(rank, lq, gt),
+        "in parts": step_as_rank(rank, lq, gt, accumulate=2),
+        "NaN": step_as_rank(rank, lq, nan),
+        "infinite": step_as_rank(rank, lq, inf, pixel_opt={"type": "L1Loss"}),
+        "infinite in fp16": step_as_rank(rank, lq, inf, pixel_opt={"type": "L1Loss"}, precision="fp16"),
+    }
+    Path(folder, f"{rank}.json").write_text(json.dumps(steps))
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def steps_of_two(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("two")
+    torch.multiprocessing.spawn(take_steps, (str(folder),), nprocs=2)
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in (0, 1)]
+
+
+@pytest.mark.parametrize("batch", ["whole", "in parts"])
+def test_two_processes_step_by_the_mean_of_their_gradients(steps_of_two, batch):
+    """(w x - t)^2 at w = 0.5 has the derivatives -1, -3 for rank 0's samples, 0, -8 for rank 1's: -3 in the mean.
+
+    SGD at rate 1 goes to 3.5 on both; one that never heard of the other, to 2.5 or 4.5. Losses: 0.25, 2.25; 0, 4.
+    """
+    (first, log), (second, _) = (steps[batch] for steps in steps_of_two)
+    assert first == second == pytest.approx(3.5)
+    assert log["l_pix"] == pytest.approx((0.25 + 2.25 + 0 + 4) / 4)
+
+
+@pytest.mark.parametrize("loss", ["NaN", "infinite", "infinite in fp16"])
+def test_a_loss_that_is_not_finite_in_one_process_is_lost_in_both(steps_of_two, loss):
+    """An infinite absolute error has a finite derivative: the loss alone tells the other process."""
+    for steps in steps_of_two:
+        weight, log = steps[loss]
+        assert weight == 0.5 and log["skipped"] == 1
+
+
+def find_free_ports(count):
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
+def train_as_rank(rank, runs):
+    """Runs ``basicsr train`` once for each ``(port, flags)``, as ``torchrun`` starts it."""
+    from hranet_arch import cli
+
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    for port, flags in runs:
+        os.environ["MASTER_PORT"] = str(port)
+        with pytest.raises(SystemExit) as stop:
+            cli.main(["train", "-opt", "options.yml", "--launcher", "pytorch", *flags])
+        assert stop.value.code == 0
+
+
+@pytest.mark.slow
+def test_two_processes_resume_in_the_middle_of_an_epoch_to_the_same_weights(recipe):
+    """Epochs of 3 iterations, a state at 4: both ranks must skip the first batch of the second epoch."""
+    Path("options.yml").write_text(yaml.safe_dump(recipe))
+    runs = [["--force_yml", "name=whole"], ["--force_yml", "train:total_iter=4"], ["--auto_resume"]]
+    torch.multiprocessing.spawn(train_as_rank, (list(zip(find_free_ports(3), runs)),), nprocs=2)
+    assert_equal_networks("experiments/whole/models/net_g_8.pth", "experiments/tiny/models/net_g_8.pth")
+
+
 def test_two_processes_see_different_pictures():
     from hranet_arch.pipeline import ResumableSampler
 
@@ -205,6 +297,7 @@ def test_networks_of_basicsr_train_resume_and_test(recipe, run, name, model_type
 def test_a_training_flushes_denormal_numbers(recipe, run, optimizer, is_muon):
     """They are what a CPU computes slowly: the averages of gradients that have become zero fade into them."""
     recipe["train"]["optim_g"] = {"type": optimizer, "lr": 1e-3}
+    torch.set_flush_denormal(False)  # which a training before this one has left on
     assert (torch.tensor(1e-38) * 0.1).item() > 0
     try:
         assert run("train", recipe) == 0
