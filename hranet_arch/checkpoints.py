@@ -78,7 +78,7 @@ def select_params(checkpoint: dict, key: str | None = None) -> tuple[dict[str, T
     """
     found = next((k for k in (key, *PARAM_KEYS) if k is not None and isinstance(checkpoint.get(k), dict)), None)
     params = checkpoint if found is None else checkpoint[found]
-    if not all(isinstance(value, Tensor) for value in params.values()):
+    if not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in params.items()):
         raise InputError(f"The checkpoint holds no network; its keys are: {', '.join(map(str, checkpoint))}.")
     return {name.removeprefix("module."): value for name, value in params.items()}, found or "bare"
 

@@ -8,6 +8,7 @@ draws it. What the journal has already, by the hashes of everything that could c
 from __future__ import annotations
 
 import datetime
+import hashlib
 import logging
 import os
 from collections.abc import Container, Iterator
@@ -113,7 +114,8 @@ def _measure_picture(
 ) -> None:
     files = {name: examples.picture_path(plan.folder, testset, level, name, picture.name) for name in ready}
     keys = {name: _score_key(plan, method, picture) for name, method in ready.items()}
-    missing = [name for name in ready if keys[name] not in journal.values or not files[name].is_file()]
+    missing = [name for name in ready if keys[name] not in journal.values
+               or journal.values.get(make_key("picture", keys[name])) != _hash_file(files[name])]  # fmt: skip
     if not missing:
         return
     clean = _read(picture.gt, plan.color)
@@ -128,6 +130,7 @@ def _measure_picture(
             plan.fail(reason, method=name, testset=testset, level=plan.name_level(level), picture=picture.name)
             continue
         _write_picture(files[name], to_8bit(output))
+        journal.write(make_key("picture", keys[name]), _hash_file(files[name]))
         journal.write(keys[name], scores)
 
 
@@ -160,6 +163,11 @@ def _write_picture(path: Path, pixels: np.ndarray) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.write_bytes(data.tobytes())
     os.replace(temporary, path)
+
+
+def _hash_file(path: Path) -> str | None:
+    """By which a picture is known to be these scores' own, not that of other weights or options under its name."""
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
 
 
 # --- costs ------------------------------------------------------------------------------------------------------------
@@ -207,7 +215,9 @@ def _measure_latency(
                 timed, [largest], plan.device, rounds=rounds,
                 on_failure=lambda name, size, error: plan.fail(f"latency at {size[1:]}: {error}", method=name),
             )  # fmt: skip
-            journal.write(key, {one.model: {**asdict(one), "size": timed[one.model].size} for one in measured})
+            journal.values[key] = {one.model: {**asdict(one), "size": timed[one.model].size} for one in measured}
+            if len(measured) == len(timed):  # what failed is tried and told of again by the next run
+                journal.write(key, journal.values[key])
         for name, one in journal.values[key].items():
             one = {name: value for name, value in one.items() if name != "model"}
             results.setdefault(name, []).append(one)

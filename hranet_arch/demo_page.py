@@ -173,7 +173,7 @@ async def _explain(request: Request, error: HTTPException) -> Response:
 
 def _require_token(request: Request, token: str) -> None:
     """Only the page knows it: other pages in the same browser cannot read it, nor send such a header."""
-    if not secrets.compare_digest(request.headers.get("x-demo-token", ""), token):
+    if not secrets.compare_digest(request.headers.get("x-demo-token", "").encode(), token.encode()):
         raise HTTPException(403, "This page is of an earlier run of basicsr demo. Load it again.")
 
 
@@ -236,7 +236,7 @@ class _Guard:
         app = self.app
         if not self._is_ours(host):
             app = PlainTextResponse("This page is not served under this name. Ask for 127.0.0.1 or localhost.", 421)
-        elif origin is not None and urlsplit(origin).netloc != host:
+        elif origin is not None and origin.partition("://")[2] != host:
             app = PlainTextResponse("Another page's request.", 403)
         await app(scope, receive, send_guarded)
 

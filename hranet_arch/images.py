@@ -41,12 +41,17 @@ def decode_image(data: bytes, name: str, color: Literal["gray", "rgb", "y", "unc
     buffer = np.frombuffer(data, np.uint8)
     try:
         image = cv2.imdecode(buffer, _FLAGS[color]) if buffer.size else None
+        if image is None and buffer.size and color in ("gray", "rgb"):  # OpenCV 5 makes no colour of grey floats
+            image = cv2.imdecode(buffer, _FLAGS["y"])
+            image = np.dstack([image] * 3) if image is not None and image.ndim == 2 else image
     except cv2.error:  # a size beyond OpenCV's limit, among others
         image = None
     if image is None:
         raise InputError(f"{name}: not a picture that can be read ({len(data)} bytes; damaged, or not a picture).")
     if color == "y" and image.ndim == 3:
         return to_luma(image)
+    if color == "gray" and image.dtype not in (np.uint8, np.uint16, np.float32):
+        raise InputError(f"{name}: pixels of type {image.dtype}; 8-bit, 16-bit and float pictures can be used.")
     return cv2.cvtColor(image, cv2.COLOR_BGR2GRAY) if color == "gray" else image
 
 

@@ -20,12 +20,12 @@ class Journal:
         self.path = folder / f"{rank}.jsonl"
         self.values: dict[str, Any] = {}
         for path in sorted(folder.glob("*.jsonl")):
-            for line in path.read_text("utf-8").splitlines():
+            for line in path.read_text("utf-8", errors="replace").splitlines():
                 try:
                     key, value = json.loads(line)
-                except ValueError:  # cut off in the middle, when the run was killed
+                    self.values[key] = value
+                except (ValueError, TypeError):  # cut off in the middle when the run was killed, or damaged
                     continue
-                self.values[key] = value
 
     def write(self, key: str, value: Any) -> Any:
         """Adds a value; returns it as it will be read again."""

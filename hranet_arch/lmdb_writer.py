@@ -77,6 +77,16 @@ class LMDBWriter:
         self.batch, self.batch_bytes = [], 0
 
 
+def recover(outputs: list[Path]) -> None:
+    """Puts back what a run was about to replace when it was killed between the renames of ``publish``: all or none."""
+    replaced = [output for output in outputs if sibling(output, "old").exists()]
+    if all(output.exists() for output in replaced):
+        return
+    for output in replaced:
+        shutil.rmtree(output, ignore_errors=True)
+        os.replace(sibling(output, "old"), output)
+
+
 def publish(outputs: list[Path]) -> None:
     """Gives all outputs their final names, or none; what was there before is deleted."""
     moved = []

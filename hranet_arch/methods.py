@@ -189,9 +189,11 @@ def _build_network(options: dict | None, path: Path | None) -> tuple[nn.Module, 
     if options is None:
         params, description = networks.read_weights(path)
         found = baselines.recognize(params)
-        if found is None and description.network_g is None:
+        if found is None and not description.network_g:
             return _build_with_spandrel(params, path)
         named = dict(description.network_g or {"type": found[0].__name__, **found[1]})
+        if not isinstance(named.get("type"), str):
+            raise InputError(f"{path}: its entry 'network_g' names no type.")
         if hasattr(baselines, named["type"]):
             return baselines.from_state_dict(params, description.network_g), named.pop("type"), named
         options = named  # one of BasicSR's or a plug-in's, trained here: the file says which

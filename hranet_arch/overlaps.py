@@ -89,14 +89,18 @@ def refuse_test_pictures(training: Iterable[str | Path], testsets: Mapping[str, 
 def _list_training(paths: Iterable[str | Path]) -> Iterator[tuple[str, Path, str | None]]:
     """What to call a picture, its file or LMDB, and its key there."""
     for path in map(Path, paths):
-        if path.is_dir() and path.suffix == ".lmdb":
+        if (path / "data.mdb").is_file():
             for line in (path / "meta_info.txt").read_text("utf-8").splitlines():
                 key = line.split(".")[0]
                 yield f"{path}: {key}", path, key
         elif path.is_file():
             yield str(path), path, None
         else:
-            yield from ((str(file), file, None) for file in list_pictures(path))
+            files, databases = list_pictures(path), sorted(path.rglob("*.lmdb"))
+            if not files and not databases:
+                raise InputError(f"{path}: holds no pictures and no LMDBs, so nothing could be compared.")
+            yield from ((str(file), file, None) for file in files)
+            yield from _list_training(databases)
 
 
 # --- features ---------------------------------------------------------------------------------------------------------
@@ -120,7 +124,8 @@ class _Picture:
             image = cv2.normalize(image, None, 0, 255, cv2.NORM_MINMAX, cv2.CV_8U)
         self.scale = min(1.0, LARGEST / max(image.shape))
         if self.scale < 1:
-            image = cv2.resize(image, None, fx=self.scale, fy=self.scale, interpolation=cv2.INTER_AREA)
+            size = [max(round(side * self.scale), 1) for side in image.shape[::-1]]
+            image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
         self.image = image
 
     def find_features(self, limit: int) -> _Features:

@@ -226,7 +226,10 @@ def _read_with_pillow(path: Path, kind: str) -> Picture:
             raise InputError(f"{path}: an animation of {image.n_frames} pictures; a result would hold one.")
         icc, exif = image.info.get("icc_profile"), image.info.get("exif", b"")
         if _is_deep(path, kind):
-            picture = _from_stack(_decode_deep_png(path, len(image.getbands())))
+            pixels = _decode_deep_png(path, len(image.getbands()))
+            if pixels.ndim == 2 and (clear := image.info.get("transparency")) is not None:  # OpenCV leaves it out
+                pixels = np.dstack([pixels, np.where(pixels == clear, 0, 65535).astype(np.uint16)])
+            picture = _from_stack(pixels)
         else:
             picture = _convert(image, icc is not None)
     if not picture.notes:  # else the colours are others than the profile speaks of
@@ -326,6 +329,10 @@ def check_writable(picture: Picture, path: str | Path, scale: int = 1) -> None:
         raise InputError(f"{path}: {kind} does not hold pixels of type {dtype}; {others} can. Give another name.")
     if kind == "EXR" and dtype == np.float64:
         raise InputError(f"{path}: EXR does not hold pixels of type float64; TIFF can. Give another name.")
+    if kind == "EXR":
+        exr.check_support(Path(path))
+    if kind == "EXR" and picture.alpha is not None and picture.is_gray:
+        raise InputError(f"{path}: EXR is not written with grey and alpha here; TIFF can. Give another name.")
     if picture.alpha is not None and kind == "JPEG":
         raise InputError(f"{path}: JPEG holds no alpha channel; PNG, TIFF and WebP do. Give another name.")
     if max(picture.pixels.shape[:2]) * scale > {"WebP": 16383, "JPEG": 65535}.get(kind, math.inf):
@@ -357,7 +364,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 
     After an error nothing is left; after a power failure or SIGKILL the hidden file is, and ``path`` is as it was.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name[:40]}.{os.getpid()}.tmp")  # a name may have 255 bytes, and no more
     try:
         yield temporary
         with open(temporary, "rb") as file:
@@ -403,7 +410,7 @@ def _write_webp(picture: Picture, path: Path) -> None:
 
 
 def _write_bmp(picture: Picture, path: Path) -> None:
-    stack = picture.stack()
+    stack = turn_upright(picture.stack(), picture.orientation)  # which a BMP has no entry for
     stack = np.dstack([stack[..., :1]] * 3 + [stack[..., 1:]]) if stack.ndim == 3 and stack.shape[2] == 2 else stack
     if stack.ndim == 3:
         stack = cv2.cvtColor(stack, cv2.COLOR_RGB2BGR if stack.shape[2] == 3 else cv2.COLOR_RGBA2BGRA)
@@ -424,7 +431,7 @@ def _write_tiff(picture: Picture, path: Path) -> None:
 
 
 def _write_exr(picture: Picture, path: Path) -> None:
-    exr.write_exr(path, picture.stack())
+    exr.write_exr(path, turn_upright(picture.stack(), picture.orientation))
 
 
 _WRITERS = {

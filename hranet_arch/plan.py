@@ -117,6 +117,9 @@ def make_plan(opt: dict, folder: Path) -> Plan:
             plan.fail(fault, level=plan.name_level(level))
         elif float(level) not in plan.levels:
             plan.levels.append(float(level))
+    for name, entry in plan.methods.items():
+        if entry.get("levels") and not any(level in entry["levels"] for level in plan.levels):
+            plan.fail(f"its levels, {entry['levels']}, are none of this comparison's", method=name)
     for name, folders in opt["testsets"].items():
         _add_testset(plan, name, folders)
     if not plan.pictures:

@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from hranet_arch.errors import InputError
 from hranet_arch.images import SUFFIXES, decode_image
-from hranet_arch.lmdb_writer import FILES, Entry, LMDBWriter, encode, publish, sibling
+from hranet_arch.lmdb_writer import FILES, Entry, LMDBWriter, encode, publish, recover, sibling
 
 FORMAT = 1  # of the manifest; a change of what is written for the same pictures and settings raises it
 
@@ -214,6 +214,7 @@ def _prepare(recipe: _Recipe, workers: int | None, skip_bad: bool, overwrite: bo
             for output in sorted(outputs):  # in one order, so that two runs never wait for each other
                 output.parent.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(filelock.FileLock(sibling(output, "lock")))
+            recover(outputs)
             existing = [side for side in recipe.sides if side.output.exists()]
             records = [_check_existing(recipe, side, workers, skip_bad, overwrite) for side in existing]
             unchanged = len(existing) == len(outputs) and not overwrite

@@ -252,7 +252,7 @@ def read_record(path: str | Path) -> Record:
     """
     path = Path(path)
     try:
-        return Record.model_validate_json(path.read_text("utf-8"))
+        return Record.model_validate_json(path.read_bytes())
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}). Give the record.json of a comparison.") from error
     except ValidationError as error:

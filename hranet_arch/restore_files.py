@@ -126,8 +126,12 @@ def _find_pictures(inputs: Sequence[str], output: Path, is_recursive: bool) -> I
 
 def _list_folder(folder: Path, output: Path, is_recursive: bool) -> list[Path]:
     """The files called as pictures, sorted; hidden ones and the output folder are passed over."""
+
+    def refuse(error: OSError) -> None:  # os.walk passes over what it cannot list
+        raise InputError(f"{error.filename}: cannot be listed: {error.strerror}.")
+
     found = []
-    for parent, folders, files in os.walk(folder):
+    for parent, folders, files in os.walk(folder, onerror=refuse):
         kept = [name for name in folders if name[0] != "." and os.path.realpath(Path(parent, name)) != _real(output)]
         folders[:] = sorted(kept) if is_recursive else []
         found += [Path(parent, name) for name in files if name[0] != "." and Path(name).suffix.lower() in FORMATS]

@@ -119,7 +119,7 @@ def find_testsets(folder: str | Path, catalogue: Sequence[KnownSet] | None = Non
         InputError: if there is no such folder.
     """
     catalogue = read_catalogue() if catalogue is None else catalogue
-    sizes = {path: size for path in list_pictures(Path(folder)) if (size := _read_size(path))}
+    sizes = {path: size for path in list_pictures(Path(folder), skip_unlisted=True) if (size := _read_size(path))}
     exact = [known for known in catalogue if known.pictures]
     candidates = [path for path, size in sizes.items() if any(known.has_size(size) for known in exact)]
     hashes = dict(zip(candidates, map_in_threads(_try_to_hash, candidates, "looking for test sets")))
@@ -150,12 +150,20 @@ def list_missing(found: Sequence[FoundSet], catalogue: Sequence[KnownSet] | None
     return lines
 
 
-def list_pictures(folder: Path) -> list[Path]:
-    """Pictures in a folder and below, sorted; hidden files and folders are passed over, each folder is seen once."""
+def list_pictures(folder: Path, *, skip_unlisted: bool = False) -> list[Path]:
+    """Pictures in a folder and below, sorted; hidden files and folders are passed over, each folder is seen once.
+
+    Raises:
+        InputError: if there is no such folder, or, unless ``skip_unlisted``, one that cannot be listed.
+    """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder. Give a folder of pictures.")
+
+    def refuse(error: OSError) -> None:  # os.walk passes over what it cannot list
+        raise InputError(f"{error.filename}: cannot be listed: {error.strerror}.")
+
     paths, seen = [], set()
-    for parent, folders, files in os.walk(folder, followlinks=True):
+    for parent, folders, files in os.walk(folder, onerror=None if skip_unlisted else refuse, followlinks=True):
         folders[:] = sorted(name for name in folders if not name.startswith(".") and not name.endswith(".lmdb"))
         if (real := os.path.realpath(parent)) in seen:
             folders.clear()

@@ -21,7 +21,8 @@ ORIENTATION = 274
 DESCRIPTION, SOFTWARE, DATETIME = 270, 305, 306
 # Make, model, artist, copyright, XMP, and the tags of GeoTIFF and GDAL: written again as they were.
 KEPT = (271, 272, 315, 33432, 700, 33550, 33922, 34264, 34735, 34736, 34737, 42112, 42113)
-MINISWHITE = 0
+MINISWHITE, MINISBLACK, RGB = 0, 1, 2
+ASSOCIATED = 1
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,9 @@ def read_pixels(path: Path, header: Header) -> np.ndarray:
         InputError: if the file is damaged, or compressed in a way that nothing here reads.
     """
     with _open(path) as page:
+        if page.photometric not in (MINISWHITE, MINISBLACK, RGB):
+            colors = getattr(page.photometric, "name", page.photometric)
+            raise InputError(f"{path}: {header.bits}-bit pixels in {colors}; deep pictures can be grey or RGB.")
         try:
             pixels = np.moveaxis(page.asarray(), 0, -1) if page.axes == "SYX" else page.asarray()
         except (KeyError, ValueError) as error:
@@ -93,7 +97,19 @@ def read_pixels(path: Path, header: Header) -> np.ndarray:
                 raise InputError(f"{path}: {error}; with `pip install imagecodecs` it can be read.") from error
         if page.photometric == MINISWHITE:
             pixels = np.iinfo(pixels.dtype).max - pixels if pixels.dtype.kind == "u" else 1 - pixels
+        if header.channels in (2, 4) and page.extrasamples[:1] == (ASSOCIATED,):
+            pixels = _divide_by_alpha(pixels)
     return pixels.reshape(header.height, header.width, -1)[..., 0] if header.channels == 1 else pixels
+
+
+def _divide_by_alpha(pixels: np.ndarray) -> np.ndarray:
+    """Colours that were stored multiplied by alpha as they were before, as Pillow does it with 8 bits."""
+    white = np.iinfo(pixels.dtype).max if pixels.dtype.kind == "u" else 1
+    colors, alpha = pixels[..., :-1].astype(np.float64), pixels[..., -1:]
+    colors = np.divide(colors * white, alpha, out=colors, where=alpha > 0)
+    if pixels.dtype.kind == "u":
+        colors = colors.clip(0, white).round()
+    return np.concatenate([colors.astype(pixels.dtype), alpha], axis=-1)
 
 
 def _read_with_opencv(path: Path, header: Header) -> np.ndarray | None:
@@ -128,11 +144,12 @@ def write_tiff(
     """
     tags = dict(tags or {})
     resolution = {"resolution": (tags.pop(282), tags.pop(283))} if {282, 283} <= tags.keys() else {}
-    texts = {DESCRIPTION: "description", SOFTWARE: "software", DATETIME: "datetime"}
+    texts = {DESCRIPTION: "description", SOFTWARE: "software"}
     named = {name: tags.pop(code)[2] for code, name in texts.items() if code in tags}
     if (unit := tags.pop(296, None)) and resolution:
         resolution["resolutionunit"] = unit
-    extra = [(code, *tags[code]) for code in KEPT if code in tags]
+    # The date too: tifffile's own argument takes one form of it alone.
+    extra = [(code, *tags[code]) for code in (*KEPT, DATETIME) if code in tags]
     if ORIENTATION in tags:
         extra.append((ORIENTATION, 3, 1, int(tags[ORIENTATION])))
     channels = 1 if pixels.ndim == 2 else pixels.shape[2]

@@ -30,6 +30,7 @@ from hranet_arch import (
     resize,
 )
 from hranet_arch.baselines import DnCNN, FFDNet
+from hranet_arch.errors import InputError
 from tests.conftest import REPOSITORY, make_pictures
 
 SHARED = REPOSITORY.parent / "shared"
@@ -278,6 +279,66 @@ def test_a_package_is_known_by_its_modules(tmp_path):
     assert seen[2] == seen[3] and len(set(seen)) == 3
     (tmp_path / "part/b.py").rename(tmp_path / "b.py")
     assert journal.hash_modules(tmp_path) not in seen
+
+
+def test_pictures_are_those_of_the_scores_after_the_weights_went_back(options):
+    """Weights A, then B, then A again under one name: the scores are known, the pictures on disk are B's."""
+    path, shown = Path("weights/dncnn_25.pth"), []
+    first = path.read_bytes()
+    for content in (first, None, first):
+        path.write_bytes(content) if content else save(path, DnCNN(num_feat=4, num_conv=3, bn=False), seed=99)
+        assert run(options) == 0
+        shown.append({file.name: file.read_bytes() for file in Path("results/tiny/pictures").rglob("*.png")
+                      if "DnCNN" in str(file) and "25" in str(file.parent)})  # fmt: skip
+    assert shown[0] and shown[0] == shown[2] != shown[1]
+
+
+def test_a_latency_that_failed_is_tried_again(options, monkeypatch, capsys):
+    forward, is_broken = HRANet.forward, True
+
+    def run_out_of_memory(self, x):
+        if is_broken and x.shape[-2:] == (16, 16):
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return forward(self, x)
+
+    monkeypatch.setattr(HRANet, "forward", run_out_of_memory)
+    for _ in range(2):
+        assert run(options) == 1
+        assert "failed: HRANet: latency at (16, 16): CUDA out of memory." in capsys.readouterr().err
+    is_broken = False
+    assert run(options) == 0
+    assert read().methods["HRANet"].costs[0].latency[0].median > 0
+
+
+def test_levels_of_a_method_that_match_none_are_named(options, capsys):
+    options["methods"]["DnCNN"]["levels"] = ["25"]
+    assert run(options) == 1
+    assert "failed: DnCNN: its levels, ['25'], are none of this comparison's" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("line", [b"5", b"null", b"[[1], 2]", b"\xff\xfe", b'["b", {"psn'])
+def test_a_damaged_line_of_a_journal_is_passed_over(tmp_path, line):
+    first = journal.Journal(tmp_path, 0)
+    first.write("a", 1)
+    with open(first.path, "ab") as file:
+        file.write(line + b"\n")
+    assert journal.Journal(tmp_path, 0).values == {"a": 1}
+
+
+def test_a_record_that_is_no_text_is_refused(tmp_path):
+    (tmp_path / "record.json").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InputError, match="record.json"):
+        record.read_record(tmp_path / "record.json")
+
+
+@pytest.mark.parametrize("network_g", ["{}", '{"num_feat": 4}', '{"type": 5}'])
+def test_weights_whose_network_has_no_type_are_named(options, capsys, network_g):
+    params = torch.load("weights/hranet.pth", weights_only=True)["params"]
+    torch.save({"params": params, "network_g": network_g}, "weights/hranet.pth")
+    assert run(options) == 1
+    error = capsys.readouterr().err
+    assert "failed: HRANet, sigma 15: " in error and "Traceback" not in error
+    assert read().find("DnCNN", "A", 15) and not read().find("HRANet", "A", 15)
 
 
 def test_a_line_cut_off_by_a_kill_is_measured_again(tmp_path):

@@ -199,6 +199,11 @@ def test_other_pages_are_turned_away(client):
     assert client.get("/clean").status_code == 405
 
 
+@pytest.mark.parametrize("headers", [{"x-demo-token": "\u00e9".encode("latin-1")}, {"origin": b"http://["}])
+def test_headers_that_mean_nothing_are_turned_away(client, headers):
+    assert client.post("/clean?model=0&sigma=auto", content=encode(draw()), headers=headers).status_code == 403
+
+
 def test_page_asks_nothing_of_others(client):
     answer = client.get("/")
     assert "default-src 'none'" in answer.headers["content-security-policy"]

@@ -265,6 +265,20 @@ def test_damaged_bytes_are_refused_by_name(suffix, color):
             decode_image(data, "key_s001", color)
 
 
+@pytest.mark.parametrize("color", ["gray", "rgb", "y", "unchanged"])
+def test_grey_floats_are_read(color):
+    pixels = uniform(5, 7).numpy().astype(np.float32)
+    image = decode_image(encode(pixels, ".tiff"), "a.tiff", color)
+    expected = np.dstack([pixels] * 3) if color == "rgb" else pixels
+    assert image.dtype == np.float32 and image.shape == expected.shape
+    assert np.abs(image - expected).max() < 1e-6
+
+
+def test_whole_numbers_with_signs_are_refused_as_grey():
+    with pytest.raises(InputError, match="a.tiff: pixels of type int16"):
+        decode_image(encode(np.full((4, 5, 3), -3, np.int16), ".tiff"), "a.tiff", "gray")
+
+
 def test_pictures_are_scaled_by_their_own_depth():
     assert to_float(np.array([0, 51, 255], np.uint8), "x").tolist() == pytest.approx([0, 0.2, 1])
     assert to_float(np.array([0, 13107, 65535], np.uint16), "x").tolist() == pytest.approx([0, 0.2, 1])
@@ -569,6 +583,11 @@ def test_the_network_is_found_in_a_checkpoint(checkpoint, key, value, found):
 def test_module_is_removed_only_at_the_start_of_a_name():
     params, _ = select_params({"module.a.module.b": torch.zeros(1), "my_module.c": torch.zeros(1)})
     assert set(params) == {"a.module.b", "my_module.c"}
+
+
+def test_tensors_without_names_are_no_network():
+    with pytest.raises(InputError, match="holds no network; its keys are: 0."):
+        select_params({0: torch.ones(1)})
 
 
 def test_a_training_state_is_no_network():

@@ -238,6 +238,56 @@ def test_16_bit_pngs_keep_their_chunks(tmp_path):
     assert first.icc == ICC
 
 
+@pytest.mark.parametrize("name", ["a.bmp"])
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_formats_without_orientation_are_written_upright(tmp_path, name, orientation):
+    pixels = values("uint8", 5, 9, 3)
+    Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif_of(orientation))
+    _, second = round_trip(tmp_path / "a.png", name)
+    assert np.array_equal(second.stack(), pictures.turn_upright(pixels, orientation))
+
+
+def test_a_transparent_grey_of_16_bits_becomes_alpha(tmp_path):
+    pixels = np.array([[0, 1000], [1000, 65535]], np.uint16)
+    Image.fromarray(pixels).save(tmp_path / "a.png", transparency=1000)
+    first, second = round_trip(tmp_path / "a.png")
+    for picture in (first, second):
+        assert np.array_equal(picture.alpha, [[65535, 0], [0, 65535]]) and np.array_equal(picture.pixels, pixels)
+
+
+@pytest.mark.parametrize(("dtype", "white"), [("uint16", 65535), ("float32", 1)])
+def test_colours_multiplied_by_alpha_are_divided_again(tmp_path, dtype, white):
+    """40000 at half of alpha is stored as 20000; where alpha is nothing, the colour is what is stored."""
+    stored = np.zeros((1, 2, 4), dtype)
+    stored[0, 0] = [20000 * white / 65535] * 3 + [white / 2]
+    tifffile.imwrite(tmp_path / "a.tif", stored, photometric="rgb", extrasamples=["assocalpha"])
+    first, second = round_trip(tmp_path / "a.tif")
+    for picture in (first, second):
+        assert picture.pixels[0, 0] * (65535 / white) == pytest.approx(np.full(3, 40000), abs=2)
+        assert not picture.pixels[0, 1].any()
+
+
+@pytest.mark.parametrize(("photometric", "channels"), [("separated", 4), ("cielab", 3)])
+def test_deep_tiffs_of_other_colours_are_refused(tmp_path, photometric, channels):
+    tifffile.imwrite(tmp_path / "a.tif", values("uint16", 7, 9, channels), photometric=photometric)
+    with pytest.raises(InputError, match=f"16-bit pixels in {photometric.upper()}; deep pictures can be grey or RGB"):
+        pictures.read_picture(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize("date", ["2026:01:02 03:04:05", "2026-01-02"])
+def test_a_date_is_kept_as_it_stands(tmp_path, date):
+    tifffile.imwrite(tmp_path / "a.tif", values("uint16", 4, 5), extratags=[(306, 2, len(date) + 1, date, True)])
+    round_trip(tmp_path / "a.tif")
+    with tifffile.TiffFile(tmp_path / "out/a.tif") as file:
+        assert file.pages[0].tags[306].value == date
+
+
+def test_names_may_be_as_long_as_the_system_takes_them(tmp_path):
+    name = "n" * 251 + ".png"
+    Image.fromarray(values("uint8", 3, 4)).save(tmp_path / name)
+    round_trip(tmp_path / name)
+
+
 def test_tags_of_tiffs_are_kept(tmp_path):
     extra = [(42113, "s", 0, "-9999", True), (33550, "d", 3, (1.0, 2.0, 0.0), True), (315, "s", 0, "me", True)]
     tifffile.imwrite(tmp_path / "a.tif", values("uint16", 4, 5), extratags=extra, description="cells", metadata=None)

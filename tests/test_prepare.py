@@ -315,6 +315,17 @@ def test_what_a_killed_run_left_is_removed(source, tmp_path):
     assert not (tmp_path / ".out.lmdb.tmp").exists()
 
 
+def test_what_a_killed_run_was_about_to_replace_is_put_back(source, tmp_path):
+    """Killed between the two renames; the next run fails, and the old LMDB must be there still."""
+    prepare_lmdb(source, tmp_path / "out.lmdb")
+    before = (tmp_path / "out.lmdb/data.mdb").read_bytes()
+    (tmp_path / "out.lmdb").rename(tmp_path / ".out.lmdb.old")
+    (source / "bad.png").write_bytes(b"no picture")
+    with pytest.raises(InputError, match="bad.png"):
+        prepare_lmdb(source, tmp_path / "out.lmdb", overwrite=True)
+    assert (tmp_path / "out.lmdb/data.mdb").read_bytes() == before
+
+
 def test_of_two_runs_at_once_the_second_waits_and_finds_the_work_done(source, tmp_path):
     summaries = []
     run = lambda: summaries.append(prepare_lmdb(source, tmp_path / "out.lmdb"))  # noqa: E731

@@ -349,6 +349,40 @@ def test_pictures_without_texture_are_compared_by_their_pixels(tmp_path):
     assert found.training == str(training[0])
 
 
+def test_lmdbs_below_a_folder_are_searched_and_nothing_to_search_is_refused(tmp_path, sets):
+    """Else a training set that nobody looked at would have its all-clear."""
+    (name, pictures), *_ = sets.items()
+    write(tmp_path / "pictures/leak.png", cv2.imread(str(pictures[0]), cv2.IMREAD_UNCHANGED))
+    prepare_lmdb(tmp_path / "pictures", tmp_path / "data/train.lmdb")
+    (tmp_path / "data/link").symlink_to(tmp_path / "data/train.lmdb")
+    (tmp_path / "empty").mkdir()
+    for training in ("data", "data/link"):
+        found = overlaps.find_test_pictures([tmp_path / training], {name: pictures})
+        assert [one.test for one in found] == [str(pictures[0])]
+    with pytest.raises(InputError, match="empty: holds no pictures and no LMDBs"):
+        overlaps.find_test_pictures([tmp_path / "empty"], {name: pictures})
+
+
+def test_a_training_picture_of_two_rows_is_compared(tmp_path, sets):
+    (name, pictures), *_ = sets.items()
+    thin = write(tmp_path / "thin.png", np.full((2, 5000), 7, np.uint8))
+    assert not list(overlaps.find_test_pictures([thin], {name: pictures}))
+
+
+def test_what_cannot_be_listed_is_an_error(tmp_path, monkeypatch):
+    """As for a user who may not; this one may be root."""
+
+    def walk(folder, onerror=None, followlinks=False):
+        if onerror:
+            onerror(PermissionError(13, "Permission denied", f"{folder}/locked"))
+        return iter(())
+
+    monkeypatch.setattr(testsets.os, "walk", walk)
+    with pytest.raises(InputError, match="locked: cannot be listed: Permission denied"):
+        testsets.list_pictures(tmp_path)
+    assert testsets.list_pictures(tmp_path, skip_unlisted=True) == []
+
+
 def test_bad_arguments_are_named(tmp_path, sets):
     with pytest.raises(InputError, match="Empty: has no pictures"):
         overlaps.find_test_pictures([], {"Empty": []})
