@@ -10,7 +10,7 @@ import pickle
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hranet_arch.errors import InputError, TrainingError
 
@@ -81,6 +81,20 @@ def select_params(checkpoint: dict, key: str | None = None) -> tuple[dict[str, T
     if not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in params.items()):
         raise InputError(f"The checkpoint holds no network; its keys are: {', '.join(map(str, checkpoint))}.")
     return {name.removeprefix("module."): value for name, value in params.items()}, found or "bare"
+
+
+def describe_misfit(network: nn.Module, params: dict[str, Tensor]) -> str | None:
+    """In how many tensors a checkpoint's network differs from this one, and in what the first; None where in none."""
+    own = network.state_dict()
+    problems = [f"{name} is missing" for name in own if name not in params]
+    problems += [f"{name} is not the network's" for name in params if name not in own]
+    problems += [_compare(name, params[name], own[name]) for name in own if name in params]
+    problems = [problem for problem in problems if problem]
+    return f"in {len(problems)} tensors; the first: {problems[0]}" if problems else None
+
+
+def _compare(name: str, given: Tensor, own: Tensor) -> str:
+    return "" if given.shape == own.shape else f"{name} is {tuple(given.shape)}, the network's {tuple(own.shape)}"
 
 
 def hash_params(params: dict[str, Tensor]) -> str:

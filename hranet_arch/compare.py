@@ -21,7 +21,7 @@ import torch
 from tqdm import tqdm
 
 from hranet_arch import complexity, degradations, examples, fidelity, methods, noise, record, report
-from hranet_arch.errors import InputError
+from hranet_arch.errors import InputError, first_line
 from hranet_arch.images import decode_image, to_8bit
 from hranet_arch.journal import Journal, make_key
 from hranet_arch.plan import Picture, Plan, make_plan
@@ -126,7 +126,7 @@ def _measure_picture(
             output = ready[name](given)
             scores = fidelity.score_picture(output, clean, plan.opt["task"], plan.border(level))
         except Exception as error:  # out of memory, among others: the other methods go on
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            reason = first_line(error)
             plan.fail(reason, method=name, testset=testset, level=plan.name_level(level), picture=picture.name)
             continue
         _write_picture(files[name], to_8bit(output))
@@ -208,17 +208,18 @@ def _measure_latency(
     for side in tqdm(plan.opt["costs"]["sizes"], "Latency", unit="size", leave=False, disable=None):
         prints = {name: method.fingerprint for name, method in ready.items()}
         key = make_key("latency", plan.context, prints, side, rounds, level)
-        if key not in journal.values:
+        latencies = journal.values.get(key)
+        if latencies is None:
             timed = {name: _Timed(method, side) for name, method in ready.items()}
             largest = tuple(max(sizes) for sizes in zip(*(one.size for one in timed.values())))
             measured = complexity.measure_latency(
                 timed, [largest], plan.device, rounds=rounds,
                 on_failure=lambda name, size, error: plan.fail(f"latency at {size[1:]}: {error}", method=name),
             )  # fmt: skip
-            journal.values[key] = {one.model: {**asdict(one), "size": timed[one.model].size} for one in measured}
-            if len(measured) == len(timed):  # what failed is tried and told of again by the next run
-                journal.write(key, journal.values[key])
-        for name, one in journal.values[key].items():
+            latencies = {one.model: {**asdict(one), "size": timed[one.model].size} for one in measured}
+            if len(measured) == len(timed):  # else what failed is tried and told of again by the next run
+                latencies = journal.write(key, latencies)
+        for name, one in latencies.items():
             one = {name: value for name, value in one.items() if name != "model"}
             results.setdefault(name, []).append(one)
     return results

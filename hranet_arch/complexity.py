@@ -259,8 +259,7 @@ def measure_peak_memory(module: nn.Module, size: Size, device: str | torch.devic
     allocator handed out at most, over what it had handed out before: activations and cuDNN's work space, no CUDA
     context, no cached blocks. On the CPU (Linux with glibc), it is by how much the resident memory of a fresh child
     process rose at most, over what stayed after the first pass: activations and oneDNN's work space, no code. Linux
-    counts pages for each processor apart and adds them up late, so that on a machine with many of them a growth of few
-    MB is uncertain: give a larger picture.
+    (from 6.2 on) counts pages for each processor apart and adds them up late: a growth of few MB may be off.
 
     Raises:
         RuntimeError: if the child process fails: the module cannot be pickled, or does not run.

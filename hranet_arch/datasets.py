@@ -54,8 +54,6 @@ class PictureStore:
             self.keys = list(self.sizes)
         elif meta_info_file:
             self.keys = [line.split(" ")[0] for line in Path(meta_info_file).read_text().splitlines() if line.strip()]
-            if missing := [key for key in self.keys if not Path(root, key).is_file()]:
-                raise InputError(f"{meta_info_file}: names pictures that are not in {root}: {_some(missing)}.")
         else:
             self.keys = _list_pictures(Path(root))
         if not self.keys:

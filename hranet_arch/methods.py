@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from hranet_arch import arithmetic, baselines, complexity, fusion, networks, preflight, tiling
 from hranet_arch.checkpoints import hash_params
 from hranet_arch.compat import make_importable
-from hranet_arch.errors import InputError
+from hranet_arch.errors import InputError, first_line
 from hranet_arch.hranet import HRANet
 from hranet_arch.images import to_planes
 from hranet_arch.journal import make_key
@@ -280,7 +280,7 @@ def _probe(method: Method) -> None:
     try:
         output = method(np.zeros(shape, np.float32))
     except Exception as error:  # networks say it in every way there is
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise InputError(f"{method.type} does not take {given}: {reason}") from error
     expected = (48 * task.scale, 48 * task.scale, *shape[2:])
     if output.shape != expected:

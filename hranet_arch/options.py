@@ -339,10 +339,10 @@ def _check_schedule(scheduler: dict, total_iter: int) -> list[str]:
     errors = []
     for key in ("milestones", "periods", "restarts", "restart_weights"):
         values = scheduler.get(key, [])
-        if isinstance(values, str) or (isinstance(values, list) and not all(map(_is_number, values))):
+        if isinstance(values, str) or (isinstance(values, list) and not all(map(schema.is_number, values))):
             errors.append(f"train.scheduler.{key}: {values!r} must be a list of numbers.")
     for key in ("gamma", "eta_min"):
-        if not _is_number(scheduler.get(key, 0)):
+        if not schema.is_number(scheduler.get(key, 0)):
             errors.append(f"train.scheduler.{key}: {scheduler[key]!r} must be a number.")
     if errors:
         return errors
@@ -356,10 +356,6 @@ def _check_schedule(scheduler: dict, total_iter: int) -> list[str]:
         elif key == "periods" and sum(values) < total_iter:
             errors.append(f"train.scheduler.periods: {values} end before train.total_iter ({total_iter}).")
     return errors
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 # --- completing -------------------------------------------------------------------------------------------------------

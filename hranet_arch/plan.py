@@ -141,7 +141,7 @@ def _find_device(name: str) -> torch.device:
 
 
 def _find_fault(task: str, level: Any) -> str | None:
-    is_number = isinstance(level, (int, float)) and not isinstance(level, bool) and math.isfinite(level)
+    is_number = schema.is_number(level) and math.isfinite(level)
     if task == "denoise":
         return None if is_number and 0 < level <= 255 else "sigma must be a number above 0, at most 255, in grey levels"
     if task == "jpeg":

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hranet_arch import checkpoints, registration, schema, tiling
 from hranet_arch.degradations import Degradations
-from hranet_arch.errors import InputError
+from hranet_arch.errors import InputError, first_line
 
 PROBE_SIZE = 48
 LARGEST_PROBE = 128
@@ -118,7 +118,7 @@ def _registered(kind: str, name: str) -> Any:
 
 
 def _first_line(error: Exception) -> str:
-    text = (str(error).splitlines() or [type(error).__name__])[0]
+    text = first_line(error)
     return text if text.endswith((".", "!", "?")) else f"{text}."
 
 
@@ -128,9 +128,8 @@ def _check_training(opt: dict, network: torch.nn.Module) -> None:
         raise InputError(f"network_g: {opt['network_g']['type']} has no parameters to train.")
     for key, options in train.items():
         if key.endswith("_opt") and key != "perceptual_opt":  # that one downloads a network
-            loss = _build(f"train.{key}", options, _registered("loss", options["type"]))
-            if key == "pixel_opt":
-                _try_loss(options, loss)
+            make = _registered("loss", options["type"])
+            _build(f"train.{key}", options, *((_make_pixel_loss, make) if key == "pixel_opt" else (make,)))
     for key, options in train.items():
         if key.startswith("optim_"):
             optimizer = _build(f"train.{key}", options, _make_optimizer, _registered("optimizer", options["type"]))
@@ -138,17 +137,17 @@ def _check_training(opt: dict, network: torch.nn.Module) -> None:
             _build("train.scheduler", schedule, _registered("scheduler", schedule["type"]), optimizer)
 
 
-def _try_loss(options: dict, loss: torch.nn.Module) -> None:
-    try:
-        value = loss(torch.zeros(1, 3, 16, 16), torch.ones(1, 3, 16, 16))
-    except Exception as error:  # as in _build
-        raise InputError(f"train.pixel_opt: {options['type']} says: {_first_line(error)}") from error
-    if value.numel() != 1:
-        raise InputError(f"train.pixel_opt: {options['type']} gives {value.numel()} numbers. Write reduction: mean.")
+def _make_pixel_loss(make: Callable[..., torch.nn.Module], **arguments: Any) -> torch.nn.Module:
+    """A loss that has compared two pictures: some arguments are refused only then."""
+    loss = make(**arguments)
+    count = loss(torch.zeros(1, 3, 16, 16), torch.ones(1, 3, 16, 16)).numel()
+    if count != 1:
+        raise ValueError(f"it gives {count} numbers; write reduction: mean.")
+    return loss
 
 
 def _make_optimizer(make: Callable[..., torch.optim.Optimizer], **arguments: Any) -> torch.optim.Optimizer:
-    """An optimiser that has made a step: some arguments are refused only then."""
+    """An optimiser that has made a step, likewise."""
     parameters = [torch.nn.Parameter(torch.ones(16, 16, 1, 1)), torch.nn.Parameter(torch.ones(1))]
     optimizer = make(parameters, **arguments)
     sum(parameter.sum() for parameter in parameters).backward()
@@ -173,7 +172,7 @@ def _check_checkpoint(opt: dict, network: torch.nn.Module) -> None:
     params = _load(path, opt["path"].get("param_key_g"))
     if not opt["path"].get("strict_load_g", True):
         return
-    misfit = describe_misfit(network, params)
+    misfit = checkpoints.describe_misfit(network, params)
     if misfit:
         raise InputError(
             f"path.pretrain_network_g: {path} does not fit network_g ({opt['network_g']['type']}), {misfit}. "
@@ -188,20 +187,10 @@ def load_strictly(network: torch.nn.Module, path: str | Path) -> None:
         InputError: if it is no whole checkpoint, or another network's.
     """
     params = checkpoints.select_params(checkpoints.load_checkpoint(path))[0]
-    misfit = describe_misfit(network, params)
+    misfit = checkpoints.describe_misfit(network, params)
     if misfit:
         raise InputError(f"{path} does not fit {type(network).__name__}, {misfit}. Give it other arguments.")
     network.load_state_dict(params)
-
-
-def describe_misfit(network: torch.nn.Module, params: dict[str, Tensor]) -> str | None:
-    """In how many tensors a checkpoint's network differs from this one, and in what the first; None where in none."""
-    own = network.state_dict()
-    problems = [f"{name} is missing" for name in own if name not in params]
-    problems += [f"{name} is not the network's" for name in params if name not in own]
-    problems += [_compare(name, params[name], own[name]) for name in own if name in params]
-    problems = [problem for problem in problems if problem]
-    return f"in {len(problems)} tensors; the first: {problems[0]}" if problems else None
 
 
 def _load(path: str, key: str | None) -> dict[str, Tensor]:
@@ -209,10 +198,6 @@ def _load(path: str, key: str | None) -> dict[str, Tensor]:
         return checkpoints.select_params(checkpoints.load_checkpoint(path), key)[0]
     except InputError as error:
         raise InputError(f"path.pretrain_network_g: {error}") from error
-
-
-def _compare(name: str, given: Tensor, own: Tensor) -> str:
-    return "" if given.shape == own.shape else f"{name} is {tuple(given.shape)}, the network's {tuple(own.shape)}"
 
 
 def _check_resume_state(opt: dict) -> None:

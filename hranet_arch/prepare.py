@@ -28,7 +28,7 @@ import lmdb
 import numpy as np
 from tqdm import tqdm
 
-from hranet_arch.errors import InputError
+from hranet_arch.errors import InputError, refuse_folder
 from hranet_arch.images import SUFFIXES, decode_image
 from hranet_arch.lmdb_writer import FILES, Entry, LMDBWriter, encode, publish, recover, sibling
 
@@ -153,12 +153,8 @@ def _scan(folder: Path) -> list[str]:
     """Sorted names, relative to the folder and with ``/``, of the pictures in it and below."""
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder. Give a folder of pictures.")
-
-    def refuse(error: OSError) -> None:  # os.walk passes over what it cannot list
-        raise InputError(f"{error.filename}: cannot be listed: {error.strerror}.")
-
     names = []
-    for parent, folders, files in os.walk(folder, onerror=refuse):
+    for parent, folders, files in os.walk(folder, onerror=refuse_folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         pictures = [name for name in files if name.lower().endswith(SUFFIXES) and not name.startswith(".")]
         names += [Path(parent, name).relative_to(folder).as_posix() for name in pictures]

@@ -17,7 +17,7 @@ from typing import Literal
 from tqdm import tqdm
 
 from hranet_arch import before_after, memory, networks, pictures
-from hranet_arch.errors import InputError
+from hranet_arch.errors import InputError, refuse_folder
 from hranet_arch.noise import estimate_sigma
 from hranet_arch.pictures import FORMATS, Header, Picture
 from hranet_arch.restore import RESTORERS, Restoration, Restorer, enlarge_bicubic
@@ -126,12 +126,8 @@ def _find_pictures(inputs: Sequence[str], output: Path, is_recursive: bool) -> I
 
 def _list_folder(folder: Path, output: Path, is_recursive: bool) -> list[Path]:
     """The files called as pictures, sorted; hidden ones and the output folder are passed over."""
-
-    def refuse(error: OSError) -> None:  # os.walk passes over what it cannot list
-        raise InputError(f"{error.filename}: cannot be listed: {error.strerror}.")
-
     found = []
-    for parent, folders, files in os.walk(folder, onerror=refuse):
+    for parent, folders, files in os.walk(folder, onerror=refuse_folder):
         kept = [name for name in folders if name[0] != "." and os.path.realpath(Path(parent, name)) != _real(output)]
         folders[:] = sorted(kept) if is_recursive else []
         found += [Path(parent, name) for name in files if name[0] != "." and Path(name).suffix.lower() in FORMATS]

@@ -22,10 +22,14 @@ def _refuse_bool(value: Any) -> Any:
     return value
 
 
+def is_number(value: Any) -> bool:
+    """Whether it is an ``int`` or a ``float``: ``true`` is an ``int`` to Python, and no number here."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
 def _check_sigma(value: Any) -> Any:
     levels = value if isinstance(value, list) and len(value) == 2 else [value]
-    is_number = (isinstance(level, (int, float)) and not isinstance(level, bool) for level in levels)
-    if not all(is_number) or not all(0 <= level < math.inf for level in levels):
+    if not all(is_number(level) and 0 <= level < math.inf for level in levels):
         raise ValueError("must be a noise level in grey levels (0 or more), or [lowest, highest]")
     if levels[0] > levels[-1]:
         raise ValueError("runs backwards; write [lowest, highest]")

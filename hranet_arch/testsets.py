@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from hranet_arch.errors import InputError
+from hranet_arch.errors import InputError, refuse_folder
 from hranet_arch.images import SUFFIXES, decode_image
 
 WORKERS = min(8, os.cpu_count() or 1)
@@ -158,12 +158,8 @@ def list_pictures(folder: Path, *, skip_unlisted: bool = False) -> list[Path]:
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder. Give a folder of pictures.")
-
-    def refuse(error: OSError) -> None:  # os.walk passes over what it cannot list
-        raise InputError(f"{error.filename}: cannot be listed: {error.strerror}.")
-
     paths, seen = [], set()
-    for parent, folders, files in os.walk(folder, onerror=None if skip_unlisted else refuse, followlinks=True):
+    for parent, folders, files in os.walk(folder, onerror=None if skip_unlisted else refuse_folder, followlinks=True):
         folders[:] = sorted(name for name in folders if not name.startswith(".") and not name.endswith(".lmdb"))
         if (real := os.path.realpath(parent)) in seen:
             folders.clear()

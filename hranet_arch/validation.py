@@ -24,7 +24,7 @@ from basicsr.metrics import calculate_metric
 from basicsr.utils import get_root_logger, imwrite
 from basicsr.utils.registry import METRIC_REGISTRY
 
-from hranet_arch.errors import InputError
+from hranet_arch.errors import InputError, first_line
 from hranet_arch.images import to_array, to_uint8
 
 logger = logging.getLogger(__name__)
@@ -129,9 +129,10 @@ def score(metrics: dict, output: Tensor, gt: Tensor) -> dict[str, float]:
         except Exception as error:
             if not is_known(options["type"]):
                 raise
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
             size = f"{gt.shape[1]}x{gt.shape[2]}"
-            raise InputError(f"val.metrics.{name}: {options['type']} says of a picture of {size}: {reason}") from error
+            raise InputError(
+                f"val.metrics.{name}: {options['type']} says of a picture of {size}: {first_line(error)}"
+            ) from error
         # Undefined here means undefined for this pair of pictures, not a network that failed.
         scores[name] = float(value) if math.isfinite(value) else math.inf
     return scores

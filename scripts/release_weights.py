@@ -67,8 +67,9 @@ def release(run: Path, recipe: Path, output: Path) -> str:
         InputError: if the weights are too large, no better than others there, or not those that the run's newest
             training state speaks of.
     """
-    written = sorted(run.glob("*.yml"), key=lambda path: path.stat().st_mtime)  # several, if resumed by another file
-    opt = option_files.read_options(written[-1] if written else run / "options.yml")
+    # The newest: a run that was resumed by another file has several.
+    newest = max(run.glob("*.yml"), key=lambda path: path.stat().st_mtime, default=run / "options.yml")
+    opt = option_files.read_options(newest)
     checkpoint = load_checkpoint(run / "models" / "net_g_best.pth")
     params = select_params(checkpoint)[0]
     arguments = {key: value for key, value in opt["network_g"].items() if key != "type"}

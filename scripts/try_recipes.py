@@ -18,7 +18,6 @@ holds already is not trained again, and a run that was broken off is resumed: se
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import subprocess
 import sys
@@ -30,6 +29,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from hranet_arch import complexity, option_files
 from hranet_arch.errors import InputError
+from hranet_arch.journal import make_key
 from hranet_arch.record import write_text
 
 PRINT_EVERY = 50  # iterations; a step's time is measured between two lines of the log
@@ -193,8 +193,7 @@ def try_all(arguments: argparse.Namespace) -> None:
     done = {(one["trial"], one["iterations"], one["seed"]) for one in record["results"]}
     for name, seed in [(name, seed) for seed in seeds for name in names if (name, length, seed) not in done]:
         # By its changes, too: a run that lies there from a variant that was called alike is not gone on with.
-        digest = hashlib.sha256(json.dumps(trials[name], sort_keys=True).encode()).hexdigest()[:8]
-        run = f"{arguments.output.stem}_{name.replace(' ', '_')}_{length}_{seed}_{digest}"
+        run = f"{arguments.output.stem}_{name.replace(' ', '_')}_{length}_{seed}_{make_key(trials[name])[:8]}"
         options = train(opt, [squeeze(run, seed, length, arguments.validate_every), trials[name]])
         result = {"trial": name, "iterations": length, "seed": seed, "changes": trials[name]}
         result |= {"commit": complexity.describe_commit(), **read_curve(options)}  # a record may grow over commits

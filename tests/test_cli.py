@@ -220,7 +220,11 @@ def test_a_resume_with_a_wider_network_is_refused_in_one_line(recipe, run, capfd
 @pytest.mark.parametrize(
     ("section", "options", "message"),
     [
-        ("pixel_opt", {"type": "L1Loss", "reduction": "none"}, "train.pixel_opt: L1Loss gives 768 numbers."),
+        (
+            "pixel_opt",
+            {"type": "L1Loss", "reduction": "none"},
+            "train.pixel_opt: L1Loss refuses its arguments: it gives 768 numbers",
+        ),
         ("pixel_opt", {"type": "L1Loss", "loss_weight": "1,0"}, "train.pixel_opt: L1Loss "),
         (
             "optim_g",
@@ -403,7 +407,7 @@ def test_pictures_of_a_validation_set_are_looked_at_before_the_run(recipe, refus
     if is_listed:
         Path("list.txt").write_text("0.png\ngone.png\n")
         recipe["datasets"]["val"]["meta_info_file"] = "list.txt"
-        assert "datasets.val: list.txt: names pictures that are not in val: gone.png." in refuse(recipe)
+        assert "datasets.val: val/gone.png: cannot be read (No such file or directory)." in refuse(recipe)
     else:
         Path("val/1.png").write_bytes(b"no picture")
         assert "val/1.png: not a picture that can be read" in refuse(recipe)
