@@ -24,7 +24,7 @@ from basicsr.utils import FileClient
 from hranet_arch import noise
 from hranet_arch.degradations import Degradations
 from hranet_arch.errors import InputError
-from hranet_arch.images import SUFFIXES, decode_image, to_float, to_planes, to_tensor
+from hranet_arch.images import SUFFIXES, decode_image, list_pictures, to_float, to_planes, to_tensor
 from hranet_arch.lmdb_reader import open_lmdb
 
 
@@ -55,7 +55,7 @@ class PictureStore:
         elif meta_info_file:
             self.keys = [line.split(" ")[0] for line in Path(meta_info_file).read_text().splitlines() if line.strip()]
         else:
-            self.keys = _list_pictures(Path(root))
+            self.keys = sorted(path.relative_to(root).as_posix() for path in list_pictures(Path(root)))
         if not self.keys:
             raise InputError(f"{root}: no pictures there (looked for {', '.join(SUFFIXES)}).")
 
@@ -127,13 +127,6 @@ def _read_meta_info(path: Path) -> dict[str, tuple[int, int]]:
         elif line.strip():
             raise InputError(f"{path}: cannot understand the line {line!r}; expected e.g. 'baboon.png (120,125,3) 1'.")
     return sizes
-
-
-def _list_pictures(root: Path) -> list[str]:
-    if not root.is_dir():
-        raise InputError(f"{root}: there is no such folder.")
-    paths = (path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES and not path.name.startswith("."))
-    return sorted(path.relative_to(root).as_posix() for path in paths)
 
 
 def _some(names: list[str]) -> str:

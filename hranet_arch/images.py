@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Literal
 
 import cv2
@@ -9,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hranet_arch.errors import InputError
+from hranet_arch.errors import InputError, refuse_folder
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 
@@ -19,6 +21,25 @@ _FLAGS = {
     "y": cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH,
     "unchanged": cv2.IMREAD_UNCHANGED,
 }
+
+
+def list_pictures(folder: Path, *, skip_unlisted: bool = False) -> list[Path]:
+    """Pictures in a folder and below, sorted; hidden files and folders are passed over, each folder is seen once.
+
+    Raises:
+        InputError: if there is no such folder, or, unless ``skip_unlisted``, one that cannot be listed.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder. Give a folder of pictures.")
+    paths, seen = [], set()
+    for parent, folders, files in os.walk(folder, onerror=None if skip_unlisted else refuse_folder, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and not name.endswith(".lmdb"))
+        if (real := os.path.realpath(parent)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        paths += [Path(parent, name) for name in files if name.lower().endswith(SUFFIXES) and name[0] != "."]
+    return sorted(paths)
 
 
 def decode_image(data: bytes, name: str, color: Literal["gray", "rgb", "y", "unchanged"] = "unchanged") -> np.ndarray:

@@ -17,9 +17,9 @@ import cv2
 import numpy as np
 
 from hranet_arch.errors import InputError
-from hranet_arch.images import decode_image
+from hranet_arch.images import decode_image, list_pictures
 from hranet_arch.lmdb_reader import open_lmdb, read_value
-from hranet_arch.testsets import WORKERS, hash_bytes, list_pictures, map_in_threads
+from hranet_arch.testsets import WORKERS, hash_bytes, map_in_threads
 
 LARGEST = 1024  # pixels of the longer side; larger pictures are compared at this size
 LARGEST_SCALE = 4.0  # of one picture to the other

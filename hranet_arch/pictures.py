@@ -124,7 +124,7 @@ def read_header(path: str | Path) -> Header:
         width, height, decoded = found.width, found.height, 4 * len(found.channels)
     else:
         with _open(path) as image:
-            (width, height), decoded = image.size, len(image.getbands()) * (2 if _is_deep(path, kind) else 1)
+            (width, height), decoded = image.size, len(image.getbands()) * (2 if _read_bits(path, kind) == 16 else 1)
     header = Header(path, kind, width, height, decoded * width * height)
     check_size(header)
     if header.pixels < 1:
@@ -188,12 +188,12 @@ def _find_format(path: Path) -> str:
     raise InputError(f"{path}: not a picture that can be used: {', '.join(dict.fromkeys(FORMATS.values()))}.")
 
 
-def _is_deep(path: Path, kind: str) -> bool:
-    """Whether a PNG has 16 bits: the byte after width and height."""
+def _read_bits(path: Path, kind: str) -> int:
+    """Bits of a sample: of a PNG the byte after width and height, of the others' 8."""
     if kind != "PNG":
-        return False
+        return 8
     with open(path, "rb") as file:
-        return file.read(25)[24:] == b"\x10"
+        return int.from_bytes(file.read(25)[24:], "big")
 
 
 @contextlib.contextmanager
@@ -225,12 +225,15 @@ def _read_with_pillow(path: Path, kind: str) -> Picture:
         if getattr(image, "n_frames", 1) > 1 and kind != "JPEG":
             raise InputError(f"{path}: an animation of {image.n_frames} pictures; a result would hold one.")
         icc, exif = image.info.get("icc_profile"), image.info.get("exif", b"")
-        if _is_deep(path, kind):
+        bits, clear = _read_bits(path, kind), image.info.get("transparency")
+        if bits == 16:
             pixels = _decode_deep_png(path, len(image.getbands()))
-            if pixels.ndim == 2 and (clear := image.info.get("transparency")) is not None:  # OpenCV leaves it out
+            if pixels.ndim == 2 and clear is not None:  # OpenCV leaves it out
                 pixels = np.dstack([pixels, np.where(pixels == clear, 0, 65535).astype(np.uint16)])
             picture = _from_stack(pixels)
         else:
+            if image.mode == "L" and clear is not None:  # Pillow makes 8 bits of the pixels' 2 or 4, not of this one's
+                image.info["transparency"] = clear * 255 // (2**bits - 1)
             picture = _convert(image, icc is not None)
     if not picture.notes:  # else the colours are others than the profile speaks of
         picture.icc = icc
@@ -293,7 +296,7 @@ def _read_tiff(path: Path) -> Picture:
             raise InputError(f"{path}: {header.channels} channels; grey and RGB, each with alpha or not, can be used.")
         picture = _from_stack(tiff.read_pixels(path, header))
     picture.icc = None if picture.notes else header.icc
-    picture.tags, picture.is_compressed = dict(header.tags), header.is_compressed
+    picture.tags, picture.is_compressed, picture.dpi = dict(header.tags), header.is_compressed, header.dpi
     return picture
 
 
@@ -383,6 +386,8 @@ def _write_png(picture: Picture, path: Path) -> None:
             chunks.append((b"iCCP", b"ICC profile\0\0" + png.zlib.compress(picture.icc)))
         if exif := _write_exif(picture):
             chunks.append((b"eXIf", exif))
+        if picture.dpi:
+            chunks.append(png.make_resolution(picture.dpi))
     with open(path, "wb") as file:
         png.write_png(file, picture.stack(), chunks)
 
@@ -422,8 +427,8 @@ def _write_tiff(picture: Picture, path: Path) -> None:
     tags = dict(picture.tags)
     if picture.orientation != 1:
         tags[tiff.ORIENTATION] = picture.orientation
-    if picture.dpi and 282 not in tags:
-        tags |= {282: picture.dpi[0], 283: picture.dpi[1], 296: 2}
+    if picture.dpi and not tags.keys() & set(tiff.RESOLUTION):
+        tags |= dict(zip(tiff.RESOLUTION, picture.dpi)) | {tiff.RESOLUTION_UNIT: 2}
     tiff.write_tiff(
         path, picture.stack(), has_alpha=picture.alpha is not None, icc=picture.icc, tags=tags,
         is_compressed=picture.is_compressed,

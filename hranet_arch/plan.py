@@ -18,7 +18,7 @@ import torch
 
 from hranet_arch import arithmetic, complexity, examples, fidelity, methods, record, schema, scores, testsets
 from hranet_arch.errors import InputError
-from hranet_arch.images import decode_image
+from hranet_arch.images import decode_image, list_pictures
 from hranet_arch.journal import hash_modules, make_key
 
 logger = logging.getLogger(__name__)
@@ -211,7 +211,7 @@ class _File:
 
 
 def _hash_folder(folder: Path, color: str) -> dict[str, _File]:
-    paths = testsets.list_pictures(folder)
+    paths = list_pictures(folder)
     if not paths:
         raise InputError(f"{folder}: no pictures there. `basicsr prepare testsets --from DIR` lays test sets out.")
     names = [path.relative_to(folder).with_suffix("").as_posix() for path in paths]

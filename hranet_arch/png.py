@@ -46,6 +46,12 @@ def write_png(file: BinaryIO, pixels: np.ndarray, chunks: Sequence[tuple[bytes, 
     _write_chunk(file, b"IEND", b"")
 
 
+def make_resolution(dpi: tuple[float, float]) -> tuple[bytes, bytes]:
+    """The chunk for a resolution in pixels an inch, across and down: in pixels a metre (section 11.3.4.3)."""
+    across, down = (round(value / 0.0254) for value in dpi)
+    return b"pHYs", struct.pack(">IIB", across, down, 1)
+
+
 def _write_chunk(file: BinaryIO, name: bytes, data: bytes) -> None:
     file.write(struct.pack(">I", len(data)) + name)
     file.write(data)

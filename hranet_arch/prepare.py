@@ -28,8 +28,8 @@ import lmdb
 import numpy as np
 from tqdm import tqdm
 
-from hranet_arch.errors import InputError, refuse_folder
-from hranet_arch.images import SUFFIXES, decode_image
+from hranet_arch.errors import InputError
+from hranet_arch.images import SUFFIXES, decode_image, list_pictures
 from hranet_arch.lmdb_writer import FILES, Entry, LMDBWriter, encode, publish, recover, sibling
 
 FORMAT = 1  # of the manifest; a change of what is written for the same pictures and settings raises it
@@ -76,11 +76,12 @@ def prepare_lmdb(
     skip_bad: bool = False,
     overwrite: bool = False,
 ) -> dict:
-    """Makes one LMDB of all pictures under a folder. Hidden files and folders are passed over.
+    """Makes one LMDB of all pictures under a folder, by ``images.list_pictures``.
 
-    Depth (8 or 16 bit) and grey stay as the files have them; palettes become colours, alpha is dropped, EXIF's
-    orientation is applied. A key is the file's relative path without suffix, separators as ``_``, if that is plain
-    ASCII (letters, digits, ``_``, ``-``), short and unique; else it is made safe and gets a hash of the name.
+    Depth (8 or 16 bit) and grey stay as the files have them; palettes and grey with alpha become colours, alpha is
+    dropped, EXIF's orientation is applied. A key is the file's relative path without suffix, separators as ``_``, if
+    that is plain ASCII (letters, digits, ``_``, ``-``), short and unique; else it is made safe and gets a hash of the
+    name.
 
     Args:
         input_dir: folder with pictures, searched with its subfolders.
@@ -151,13 +152,7 @@ def _follow(output: str | Path) -> Path:
 
 def _scan(folder: Path) -> list[str]:
     """Sorted names, relative to the folder and with ``/``, of the pictures in it and below."""
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder. Give a folder of pictures.")
-    names = []
-    for parent, folders, files in os.walk(folder, onerror=refuse_folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        pictures = [name for name in files if name.lower().endswith(SUFFIXES) and not name.startswith(".")]
-        names += [Path(parent, name).relative_to(folder).as_posix() for name in pictures]
+    names = [path.relative_to(folder).as_posix() for path in list_pictures(folder)]
     if not names:
         raise InputError(f"{folder}: no pictures in it. Read are {', '.join(SUFFIXES)}.")
     return sorted(names)

@@ -24,8 +24,8 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from hranet_arch.errors import InputError, refuse_folder
-from hranet_arch.images import SUFFIXES, decode_image
+from hranet_arch.errors import InputError
+from hranet_arch.images import decode_image, list_pictures
 
 WORKERS = min(8, os.cpu_count() or 1)
 
@@ -148,25 +148,6 @@ def list_missing(found: Sequence[FoundSet], catalogue: Sequence[KnownSet] | None
             problem = f"{folder} is not it: {len(one.missing)} of {known.count} pictures {fault}"
         lines.append(f"{known.name}: {problem}. {known.count} pictures; published at {known.source} ({known.licence})")
     return lines
-
-
-def list_pictures(folder: Path, *, skip_unlisted: bool = False) -> list[Path]:
-    """Pictures in a folder and below, sorted; hidden files and folders are passed over, each folder is seen once.
-
-    Raises:
-        InputError: if there is no such folder, or, unless ``skip_unlisted``, one that cannot be listed.
-    """
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder. Give a folder of pictures.")
-    paths, seen = [], set()
-    for parent, folders, files in os.walk(folder, onerror=None if skip_unlisted else refuse_folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and not name.endswith(".lmdb"))
-        if (real := os.path.realpath(parent)) in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        paths += [Path(parent, name) for name in files if name.lower().endswith(SUFFIXES) and name[0] != "."]
-    return sorted(paths)
 
 
 def _read_size(path: Path) -> tuple[int, int] | None:

@@ -18,6 +18,7 @@ from hranet_arch.errors import InputError
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
 
 ORIENTATION = 274
+RESOLUTION, RESOLUTION_UNIT = (282, 283), 296  # across and down
 DESCRIPTION, SOFTWARE, DATETIME = 270, 305, 306
 # Make, model, artist, copyright, XMP, and the tags of GeoTIFF and GDAL: written again as they were.
 KEPT = (271, 272, 315, 33432, 700, 33550, 33922, 34264, 34735, 34736, 34737, 42112, 42113)
@@ -37,6 +38,14 @@ class Header:
     is_compressed: bool
     icc: bytes | None
     tags: Mapping[int, object] = field(default_factory=dict)
+
+    @property
+    def dpi(self) -> tuple[float, float] | None:
+        """Pixels an inch, across and down; None where the file says nothing that makes sense."""
+        unit = {2: 1, 3: 2.54}.get(self.tags.get(RESOLUTION_UNIT, 2), 0)  # inch or centimetre
+        fractions = [self.tags.get(code, (0, 1)) for code in RESOLUTION]
+        across, down = (unit * number / max(divisor, 1) for number, divisor in fractions)
+        return (across, down) if 1 <= min(across, down) and max(across, down) < 65536 else None
 
 
 @contextlib.contextmanager
@@ -68,7 +77,7 @@ def read_header(path: Path) -> Header:
             raise InputError(f"{path}: {bits}-bit pixels of an unusual type; 8, 16 and 32 bits can be used.")
         tags = {code: page.tags[code] for code in (*KEPT, DESCRIPTION, SOFTWARE, DATETIME) if code in page.tags}
         kept = {code: (int(tag.dtype), tag.count, tag.value) for code, tag in tags.items()}
-        for code in (ORIENTATION, 282, 283, 296):
+        for code in (ORIENTATION, *RESOLUTION, RESOLUTION_UNIT):
             if code in page.tags:
                 kept[code] = page.tags[code].value
         return Header(
@@ -143,10 +152,10 @@ def write_tiff(
         is_compressed: with Deflate; whole numbers as differences.
     """
     tags = dict(tags or {})
-    resolution = {"resolution": (tags.pop(282), tags.pop(283))} if {282, 283} <= tags.keys() else {}
+    resolution = {"resolution": tuple(map(tags.pop, RESOLUTION))} if {*RESOLUTION} <= tags.keys() else {}
     texts = {DESCRIPTION: "description", SOFTWARE: "software"}
     named = {name: tags.pop(code)[2] for code, name in texts.items() if code in tags}
-    if (unit := tags.pop(296, None)) and resolution:
+    if (unit := tags.pop(RESOLUTION_UNIT, None)) and resolution:
         resolution["resolutionunit"] = unit
     # The date too: tifffile's own argument takes one form of it alone.
     extra = [(code, *tags[code]) for code in (*KEPT, DATETIME) if code in tags]

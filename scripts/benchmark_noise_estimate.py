@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from hranet_arch.complexity import describe_machine
-from hranet_arch.images import decode_image
+from hranet_arch.images import decode_image, list_pictures
 from hranet_arch.noise import add_test_noise, estimate_sigma
-from hranet_arch.testsets import hash_set, list_pictures
+from hranet_arch.testsets import hash_set
 
 RECORD = Path(__file__).resolve().parent.parent / "docs" / "records" / "noise_estimate.json"
 SIGMAS = (5, 10, 15, 25, 35, 50, 75)

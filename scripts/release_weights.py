@@ -26,6 +26,7 @@ from hranet_arch import complexity, networks, option_files, testsets
 from hranet_arch.checkpoints import hash_params, load_checkpoint, select_params
 from hranet_arch.errors import InputError
 from hranet_arch.hranet import HRANet
+from hranet_arch.images import list_pictures
 from hranet_arch.record import Record, read_record
 
 WEIGHTS = Path(__file__).resolve().parent.parent / "hranet_arch" / "weights"
@@ -232,7 +233,7 @@ def list_files(dataset: dict) -> list[Path]:
         raise InputError(f"{root}: a released recipe trains on a folder of pictures, whose pixels can be hashed.")
     listed = dataset.get("meta_info_file")
     if listed is None:
-        return testsets.list_pictures(root)
+        return list_pictures(root)
     return [root / line.split(" ")[0] for line in Path(listed).read_text().splitlines() if line.strip()]
 
 

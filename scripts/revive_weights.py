@@ -22,10 +22,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from widen_weights import read_hranet
 
-from hranet_arch import testsets
 from hranet_arch.errors import InputError
 from hranet_arch.hranet import ConvReLU, HRANet, LightweightBlock
-from hranet_arch.images import decode_image
+from hranet_arch.images import decode_image, list_pictures
 
 DEAD = 0.001  # the share of pixels that a dead channel lets through, at most
 SMALL = 0.05  # a revived channel beside a living one, in living channels' standard deviations
@@ -78,7 +77,7 @@ def load_noisy(folder: Path, color: str, sigma: float) -> Tensor:
     Raises:
         InputError: if the cuts differ in size, as those of small pictures do, or there are none.
     """
-    paths = testsets.list_pictures(folder)
+    paths = list_pictures(folder)
     paths = paths[:: max(1, len(paths) // PICTURES)][:PICTURES]
     generator = torch.Generator().manual_seed(1)
     cuts = []

@@ -194,6 +194,23 @@ def test_exif_icc_and_resolution_are_kept_and_pixels_stay_as_stored(tmp_path, na
     assert first.orientation == 6
 
 
+@pytest.mark.parametrize("name", ["a.jpg", "a.tif", "a.png"])
+@pytest.mark.parametrize("target", ["b.jpg", "b.tif", "b.png"])
+def test_resolution_goes_into_other_formats(tmp_path, name, target):
+    Image.fromarray(values("uint8", 8, 20, 3)).save(tmp_path / name, dpi=(300, 150))
+    round_trip(tmp_path / name, target)
+    with Image.open(tmp_path / "out" / target) as image:
+        assert image.info["dpi"] == pytest.approx((300, 150), abs=0.02)  # a PNG's are whole numbers a metre
+
+
+def test_a_tiffs_resolution_in_centimetres(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", values("uint16", 8, 20), resolution=(100, 50), resolutionunit=3)
+    _, second = round_trip(tmp_path / "a.tif", "a.png")
+    assert second.dpi == pytest.approx((254, 127))
+    tifffile.imwrite(tmp_path / "b.tif", values("uint16", 8, 20), resolution=(100, 50), resolutionunit=1)  # a ratio
+    assert round_trip(tmp_path / "b.tif", "b.png")[1].dpi is None
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_pictures_are_turned_as_pillow_turns_them(tmp_path, orientation):
     pixels = values("uint8", 8, 20, 3)
@@ -245,6 +262,22 @@ def test_formats_without_orientation_are_written_upright(tmp_path, name, orienta
     Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif_of(orientation))
     _, second = round_trip(tmp_path / "a.png", name)
     assert np.array_equal(second.stack(), pictures.turn_upright(pixels, orientation))
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_a_transparent_grey_of_few_bits_becomes_alpha(tmp_path, bits):
+    """The lowest value and the highest, the highest being transparent; bits are packed from the left."""
+    white = 2**bits - 1
+    row = bytes([white << (8 - 2 * bits)])
+    with open(tmp_path / "a.png", "wb") as file:
+        file.write(png.SIGNATURE)
+        png._write_chunk(file, b"IHDR", struct.pack(">IIBBBBB", 2, 1, bits, 0, 0, 0, 0))
+        png._write_chunk(file, b"tRNS", struct.pack(">H", white))
+        png._write_chunk(file, b"IDAT", zlib.compress(b"\0" + row))
+        png._write_chunk(file, b"IEND", b"")
+    first, second = round_trip(tmp_path / "a.png")
+    for picture in (first, second):
+        assert picture.pixels.tolist() == [[0, 255]] and picture.alpha.tolist() == [[255, 0]]
 
 
 def test_a_transparent_grey_of_16_bits_becomes_alpha(tmp_path):

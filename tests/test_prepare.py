@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from hranet_arch import lmdb_writer, prepare
+from hranet_arch.datasets import GaussianDenoisingDataset
 from hranet_arch.errors import InputError
 from hranet_arch.prepare import prepare_lmdb, prepare_pairs
 
@@ -106,12 +107,16 @@ def test_gray_is_bt601_of_colour_and_leaves_gray_alone(tmp_path, dtype):
     assert_same(pictures["y"], gray)
 
 
-def test_folders_are_scanned_sorted_without_hidden_files(tmp_path):
-    for name in ("b/z.PNG", "a.png", "b/.hidden.png", ".git/x.png", "b/notes.txt"):
-        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "in" / name).write_bytes(cv2.imencode(".png", make_picture(2, 2))[1].tobytes())
+def test_folders_are_scanned_sorted_with_links_without_hidden_files(tmp_path):
+    for name in ("in/b/z.PNG", "in/a.png", "in/b/.hidden.png", "in/.git/x.png", "in/b/notes.txt", "elsewhere/y.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(cv2.imencode(".png", make_picture(2, 2))[1].tobytes())
+    (tmp_path / "in/link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "in/b/circle").symlink_to(tmp_path / "in")
     prepare_lmdb(tmp_path / "in", tmp_path / "out.lmdb")
-    assert list(read_lmdb(tmp_path / "out.lmdb")) == ["a", "b_z"]
+    assert list(read_lmdb(tmp_path / "out.lmdb")) == ["a", "b_z", "link_y"]
+    opt = {"name": "x", "phase": "val", "dataroot_gt": str(tmp_path / "in"), "sigma": 25, "color": "rgb"}
+    assert GaussianDenoisingDataset(opt).store.keys == ["a.png", "b/z.PNG", "link/y.png"]
 
 
 def test_awkward_names_get_safe_distinct_keys_that_do_not_depend_on_order(tmp_path):

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
-from hranet_arch import overlaps, testsets
+from hranet_arch import images, overlaps, testsets
 from hranet_arch.errors import InputError
 from hranet_arch.prepare import prepare_lmdb
 from hranet_arch.testsets import KnownSet
@@ -377,10 +377,10 @@ def test_what_cannot_be_listed_is_an_error(tmp_path, monkeypatch):
             onerror(PermissionError(13, "Permission denied", f"{folder}/locked"))
         return iter(())
 
-    monkeypatch.setattr(testsets.os, "walk", walk)
+    monkeypatch.setattr(images.os, "walk", walk)
     with pytest.raises(InputError, match="locked: cannot be listed: Permission denied"):
-        testsets.list_pictures(tmp_path)
-    assert testsets.list_pictures(tmp_path, skip_unlisted=True) == []
+        images.list_pictures(tmp_path)
+    assert images.list_pictures(tmp_path, skip_unlisted=True) == []
 
 
 def test_bad_arguments_are_named(tmp_path, sets):
