@@ -1,4 +1,4 @@
-"""The arithmetic that networks run in: fp32, or 16 bits where the processor has them; on a GPU, TF32 or not."""
+"""The device that networks run on, and its arithmetic: fp32, or 16 bits where it has them; on a GPU, TF32 or not."""
 
 from __future__ import annotations
 
@@ -7,15 +7,38 @@ from collections.abc import Callable, Iterator
 
 import torch
 
+from hranet_arch.errors import InputError, first_line
+
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+def find_device(device: str | torch.device) -> torch.device:
+    """A device by its name; ``'auto'`` is a GPU if there is one.
+
+    Raises:
+        InputError: if it is not there.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = first_line(error)
+        raise InputError(f"device={str(device)!r} cannot be used: {reason} Give 'auto', 'cpu' or 'cuda'.") from error
+    return found
+
+
 def is_fast(precision: str, device: torch.device) -> bool:
-    """Whether a device has arithmetic for this precision, ``'fp32'``, ``'bf16'`` or ``'fp16'``. A GPU always has.
+    """Whether a device has arithmetic for this precision, ``'fp32'``, ``'bf16'`` or ``'fp16'``.
+
+    NVIDIA's GPUs have fp16, and bf16 from Ampere on; before, PyTorch emulates it.
 
     On a CPU convolutions of 16 bits are oneDNN's where it knows instructions for them, and else plain loops of
     PyTorch's, many times as slow as fp32 (``docs/performance.md``).
     """
+    if precision == "bf16" and device.type == "cuda":
+        return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (8, 0)
     if precision == "fp32" or device.type != "cpu":
         return True
     is_supported = getattr(torch.ops.mkldnn, f"_is_mkldnn_{precision}_supported", None)  # absent without oneDNN

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import logging
 import os
@@ -12,7 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from hranet_arch.errors import InputError, TrainingError
+from hranet_arch.errors import InputError, TrainingError, first_line
+from hranet_arch.files import whole_file
 
 logger = logging.getLogger(__name__)
 
@@ -20,27 +20,20 @@ PARAM_KEYS = ("params_ema", "params")
 
 
 def save_atomically(content: object, path: str | os.PathLike) -> None:
-    """``torch.save`` to a file beside ``path``, then a rename: ``path`` is the old file or the new one, whole.
+    """``torch.save``; ``path`` is the old file or the new one, whole.
 
     Raises:
         TrainingError: if it cannot be written (disk full, no permission).
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as file:
+        with whole_file(path) as temporary, open(temporary, "wb") as file:
             torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
     except (OSError, RuntimeError) as error:  # torch's zip writer raises RuntimeError on a full disk
         raise TrainingError(
             f"Cannot write the checkpoint {path}: {error}. Earlier checkpoints are intact. "
             "Free some space or mend the permissions, then go on with --auto_resume."
         ) from error
-    finally:
-        with contextlib.suppress(OSError):  # it has been renamed, or could not even be made
-            temporary.unlink()
 
 
 def load_checkpoint(path: str | os.PathLike) -> dict:
@@ -59,7 +52,7 @@ def load_checkpoint(path: str | os.PathLike) -> dict:
             return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged bytes end in struct.error, IndexError, AssertionError, SafetensorError, ...
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         if isinstance(error, pickle.UnpicklingError):  # torch's own text advises to run the file's code
             reason = "holds something else than tensors and plain values."
         raise InputError(f"{path}: not a whole checkpoint ({path.stat().st_size} bytes): {reason}") from error

@@ -231,7 +231,9 @@ def _demo(arguments: argparse.Namespace) -> None:
     except ImportError as error:
         raise InputError("The page needs Starlette and uvicorn: pip install 'hranet-arch[demo]'.") from error
     from hranet_arch import demo_cleaner, demo_page
+    from hranet_arch.allocator import keep_freed_memory
 
+    keep_freed_memory()
     cleaner = demo_cleaner.Cleaner(arguments.model or [], arguments.device)
     app = demo_page.make_app(cleaner, arguments.host)
     with demo_page.listen(arguments.host, arguments.port) as listening:
@@ -277,7 +279,7 @@ def _build_parser() -> argparse.ArgumentParser:
     for verb, (text, run, example) in cli_prepare.VERBS.items():
         cli_prepare.add_arguments(_add(what, verb, text, run, example), verb)
     listing = _add(verbs, "list", "what option files may name", _list, "basicsr list\n  basicsr list arch")
-    kinds = ("arch", "model", "dataset", "loss", "metric", "optimizer", "scheduler")
+    kinds = ("arch", "model", "dataset", "degradation", "loss", "metric", "optimizer", "scheduler")
     listing.add_argument("kind", nargs="?", choices=kinds, help="only this kind")
     text = "what is installed, what is repaired, and whether a training step works"
     _add(verbs, "doctor", text, _doctor, "basicsr doctor")

@@ -19,7 +19,9 @@ def run(arguments: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from hranet_arch import restore_files
+    from hranet_arch.allocator import keep_freed_memory
 
+    keep_freed_memory()
     items = restore_files.plan(
         arguments.input, arguments.output, is_recursive=arguments.recursive, has_compare=arguments.compare
     )

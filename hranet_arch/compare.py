@@ -10,7 +10,6 @@ from __future__ import annotations
 import datetime
 import hashlib
 import logging
-import os
 from collections.abc import Container, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from tqdm import tqdm
 
 from hranet_arch import complexity, degradations, examples, fidelity, methods, noise, record, report
 from hranet_arch.errors import InputError, first_line
+from hranet_arch.files import whole_file
 from hranet_arch.images import decode_image, to_8bit
 from hranet_arch.journal import Journal, make_key
 from hranet_arch.plan import Picture, Plan, make_plan
@@ -160,9 +160,8 @@ def _find_seed(plan: Plan, picture: Picture) -> int:
 def _write_picture(path: Path, pixels: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     data = cv2.imencode(".png", pixels if pixels.ndim == 2 else pixels[..., ::-1])[1]
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(data.tobytes())
-    os.replace(temporary, path)
+    with whole_file(path) as temporary:
+        temporary.write_bytes(data.tobytes())
 
 
 def _hash_file(path: Path) -> str | None:

@@ -12,7 +12,6 @@ import importlib
 import importlib.metadata
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -25,8 +24,6 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import benchmark
 from torch.utils.flop_counter import FlopCounterMode
-
-from hranet_arch import __version__, arithmetic
 
 Size = tuple[int, int, int]
 
@@ -328,60 +325,3 @@ def _serve(file: str, size: str, imported: str, threads: str) -> None:
 def _read_status(key: str) -> int:
     lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return int(lines[key].split()[0]) * 1024
-
-
-# --- the machine ------------------------------------------------------------------------------------------------------
-
-
-def describe_machine(device: str | torch.device = "cpu") -> dict:
-    """What a record says of the machine that made it: versions, device, threads, precision. No name, no path."""
-    device = torch.device(device)
-    versions = {"hranet-arch": __version__, "python": platform.python_version(), "torch": torch.__version__}
-    for name in ("basicsr", "torchvision", "numpy", "scikit-image", "opencv-python", "opencv-python-headless"):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[name] = importlib.metadata.version(name)
-    machine = {
-        "system": f"{platform.system()} {platform.machine()}",
-        "versions": versions,
-        "device": str(device),
-        "device_name": _name_cpu() if device.type == "cpu" else None,
-        "threads": torch.get_num_threads(),
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "precision": arithmetic.describe(),
-    }
-    if device.type == "cuda":
-        versions |= {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
-        machine["device_name"] = torch.cuda.get_device_name(device)
-    machine["device_name"] = machine["device_name"] or str(device)
-    return machine
-
-
-def describe_commit() -> str:
-    """The commit of this package's repository, with ``+changes`` if its files differ from it; else its version.
-
-    Released weights do not count: who measures them names them by their own hash.
-    """
-    folder = Path(__file__).parent
-    try:
-        tracked = _git(folder, "ls-files", "--", Path(__file__).name)
-        commit, changes = (
-            _git(folder, "rev-parse", "HEAD"),
-            _git(folder, "status", "--porcelain", "--", ".", ":!weights"),
-        )
-    except (OSError, subprocess.CalledProcessError):  # no git, or no repository
-        tracked = ""
-    if not tracked:  # installed, perhaps inside somebody else's repository
-        return f"no repository; version {__version__}"
-    return f"{commit}+changes" if changes else commit
-
-
-def _git(folder: Path, *arguments: str) -> str:
-    command = ["git", "-C", str(folder), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-
-def _name_cpu() -> str:
-    with contextlib.suppress(OSError, StopIteration):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return platform.processor() or platform.machine()

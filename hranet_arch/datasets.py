@@ -27,6 +27,8 @@ from hranet_arch.errors import InputError
 from hranet_arch.images import SUFFIXES, decode_image, list_pictures, to_float, to_planes, to_tensor
 from hranet_arch.lmdb_reader import open_lmdb
 
+ORIENTATION = 0x0112  # EXIF's tag for how a picture is turned, as OpenCV does in reading
+
 
 class PictureStore:
     """The pictures of one folder or LMDB: their keys, in order, and each as a float array.
@@ -35,10 +37,10 @@ class PictureStore:
         root: a folder, or an LMDB folder ending in ``.lmdb``.
         color: ``'gray'``, ``'rgb'`` or ``'y'``: what a picture is read as (``images.decode_image``).
         cache: ``'ram'`` keeps the decoded pictures (in their own depth) in memory, in each worker process.
-        meta_info_file: BasicSR's list of files (first word of each line), for a folder.
+        meta_info_file: BasicSR's list of files (first word of each line), for a folder alone.
 
     Raises:
-        InputError: if the folder, the LMDB or its list is missing, broken or empty.
+        InputError: if the folder, the LMDB or its list is missing, broken or empty; for a list of an LMDB's pictures.
     """
 
     def __init__(self, root: str, color: str, cache: str | None = None, meta_info_file: str | None = None) -> None:
@@ -49,11 +51,14 @@ class PictureStore:
         self._client: FileClient | None = None
         self.sizes: dict[str, tuple[int, int]] = {}
         if self.is_lmdb:
+            if meta_info_file:
+                raise InputError(f"{root}: meta_info_file chooses from a folder; an LMDB has a list of its own.")
             open_lmdb(root)
             self.sizes = _read_meta_info(Path(root) / "meta_info.txt")
             self.keys = list(self.sizes)
         elif meta_info_file:
-            self.keys = [line.split(" ")[0] for line in Path(meta_info_file).read_text().splitlines() if line.strip()]
+            lines = Path(meta_info_file).read_text(encoding="utf-8").splitlines()
+            self.keys = [line.split(" ")[0] for line in lines if line.strip()]
         else:
             self.keys = sorted(path.relative_to(root).as_posix() for path in list_pictures(Path(root)))
         if not self.keys:
@@ -91,13 +96,15 @@ class PictureStore:
     def size(self, key: str) -> tuple[int, int]:
         """Height and width, from the LMDB's list or the file's header, without decoding the picture."""
         if key not in self.sizes:
-            from PIL import Image, UnidentifiedImageError
+            from PIL import Image
 
             try:
                 with Image.open(self.path(key)) as image:
-                    self.sizes[key] = image.size[::-1]
-            except (OSError, UnidentifiedImageError):
-                self.sizes[key] = self.read(key).shape[:2]  # a format that only OpenCV knows, or a clear error
+                    is_turned = image.getexif().get(ORIENTATION, 1) != 1
+                    size = image.size[::-1]
+            except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+                is_turned = True  # a format that only OpenCV knows, a size beyond Pillow's limit, or a clear error
+            self.sizes[key] = self.decode(key).shape[:2] if is_turned else size
         return self.sizes[key]
 
     def require_headers(self) -> None:
@@ -238,7 +245,8 @@ class PairedDenoisingDataset(Dataset):
     Args:
         opt: ``name``, ``phase``, ``dataroot_lq``, ``dataroot_gt`` (two folders or two ``.lmdb``), ``color``
             (``gray`` or ``rgb``), ``filename_tmpl`` (how a noisy picture is named after the clean one's name without
-            suffix, default ``'{}'``), ``cache`` (``ram``); for training ``gt_size``, ``use_hflip``, ``use_rot``.
+            suffix, default ``'{}'``), ``cache`` (``ram``), ``meta_info_file`` (of clean pictures); for training
+            ``gt_size``, ``use_hflip``, ``use_rot``.
 
     Raises:
         InputError: names the pictures that have no partner or another size.
@@ -248,9 +256,9 @@ class PairedDenoisingDataset(Dataset):
         self.opt = opt
         self.is_train = opt["phase"] == "train"
         self.scale = opt.get("scale", 1)
-        self.gt, self.lq = (
-            PictureStore(opt[f"dataroot_{kind}"], opt["color"], opt.get("cache")) for kind in ("gt", "lq")
-        )
+        listing = opt.get("meta_info_file")
+        self.gt = PictureStore(opt["dataroot_gt"], opt["color"], opt.get("cache"), listing)
+        self.lq = PictureStore(opt["dataroot_lq"], opt["color"], opt.get("cache"))
         self.pairs = self._pair(opt.get("filename_tmpl", "{}"))
         self._require_equal_sizes()
         if self.is_train:
@@ -258,10 +266,13 @@ class PairedDenoisingDataset(Dataset):
 
     def _pair(self, template: str) -> list[tuple[str, str]]:
         """Pairs by name, whatever the suffix and never by position."""
-        lq_keys = {_stem(key): key for key in self.lq.keys}
+        lq_keys: dict[str, str] = {}
+        for key in self.lq.keys:
+            if (first := lq_keys.setdefault(_stem(key), key)) != key:
+                raise InputError(f"{self.lq.root}: {first} and {key} differ in suffix only. Keep one of them.")
         partners = {key: lq_keys.pop(_noisy_stem(template, key), None) for key in self.gt.keys}
         missing = [key for key, partner in partners.items() if partner is None]
-        if missing or lq_keys:
+        if missing or (lq_keys and not self.opt.get("meta_info_file")):  # a list leaves noisy pictures over
             raise InputError(
                 f"{self.opt['name']}: pictures without a partner: {len(missing)} in {self.gt.root} "
                 f"({_some(missing)}), {len(lq_keys)} in {self.lq.root} ({_some(list(lq_keys.values()))}). "

@@ -13,7 +13,7 @@ import numpy as np
 
 from hranet_arch import networks, pictures
 from hranet_arch.errors import InputError
-from hranet_arch.noise import estimate_sigma
+from hranet_arch.noise_estimate import estimate_sigma
 from hranet_arch.pictures import FORMATS, Picture
 from hranet_arch.restore import Denoiser
 

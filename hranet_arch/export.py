@@ -19,10 +19,10 @@ from torch import Tensor
 
 from hranet_arch import baselines, memory
 from hranet_arch.errors import InputError
+from hranet_arch.files import whole_file
 from hranet_arch.hranet import HRANet
 from hranet_arch.networks import LoadedNetwork
 from hranet_arch.onnx_network import INSTALL, import_onnxruntime, read_onnx
-from hranet_arch.pictures import whole_file
 
 SUFFIXES = {"onnx": ".onnx", "torchscript": ".pt", "safetensors": ".safetensors"}
 # The exporter's own operators are written in 18: no conversion. ONNX Runtime has had it since 1.14 (2023).

@@ -172,10 +172,26 @@ class CoarseDenoising(nn.Module):
     Returns the output of the first and of the last block: both go on to the CNN denoiser.
     """
 
-    def __init__(self, *, num_feat: int, num_block: int, **block: object) -> None:
+    def __init__(
+        self,
+        *,
+        num_feat: int,
+        num_block: int,
+        squeeze_factor: int,
+        attention_pool: Literal["global"] | int,
+        attention_gate: Literal["none", "sigmoid"],
+    ) -> None:
         super().__init__()
-        widths = [num_feat] * (num_block - 1) + [2 * num_feat]
-        self.blocks = nn.ModuleList(HRAB(num_in_ch=width, num_feat=num_feat, **block) for width in widths)
+        self.blocks = nn.ModuleList(
+            HRAB(
+                num_in_ch=width,
+                num_feat=num_feat,
+                squeeze_factor=squeeze_factor,
+                attention_pool=attention_pool,
+                attention_gate=attention_gate,
+            )
+            for width in [num_feat] * (num_block - 1) + [2 * num_feat]
+        )
 
     def forward(self, f0: Tensor) -> tuple[Tensor, Tensor]:
         f1 = f = self.blocks[0](f0)
@@ -257,16 +273,16 @@ class HRANet(nn.Module):
         upscale: Literal[1, 2, 3, 4] = 1,
     ) -> None:
         super().__init__()
-        _require(num_in_ch >= 1, "num_in_ch", num_in_ch, "at least 1")
+        _require(_is_whole(num_in_ch, 1), "num_in_ch", num_in_ch, "a whole number, at least 1")
         _require(num_out_ch == num_in_ch, "num_out_ch", num_out_ch, f"equal to num_in_ch ({num_in_ch})")
-        _require(num_block >= 3, "num_block", num_block, "at least 3")
-        _require(squeeze_factor >= 1, "squeeze_factor", squeeze_factor, "at least 1")
-        _require(num_feat >= squeeze_factor, "num_feat", num_feat, f"at least squeeze_factor ({squeeze_factor})")
-        is_stride = isinstance(attention_pool, int) and not isinstance(attention_pool, bool) and attention_pool >= 1
-        _require(attention_pool == "global" or is_stride, "attention_pool", attention_pool, "'global' or a stride >= 1")
+        _require(_is_whole(num_block, 3), "num_block", num_block, "a whole number, at least 3")
+        _require(_is_whole(squeeze_factor, 1), "squeeze_factor", squeeze_factor, "a whole number, at least 1")
+        rule = f"a whole number, at least squeeze_factor ({squeeze_factor})"
+        _require(_is_whole(num_feat, squeeze_factor), "num_feat", num_feat, rule)
+        is_pool = attention_pool == "global" or _is_whole(attention_pool, 1)
+        _require(is_pool, "attention_pool", attention_pool, "'global' or a stride >= 1")
         _require(attention_gate in ("none", "sigmoid"), "attention_gate", attention_gate, "'none' or 'sigmoid'")
-        is_upscale = upscale in (1, 2, 3, 4) and isinstance(upscale, int) and not isinstance(upscale, bool)
-        _require(is_upscale, "upscale", upscale, "1, 2, 3 or 4")
+        _require(_is_whole(upscale, 1) and upscale <= 4, "upscale", upscale, "1, 2, 3 or 4")
 
         self.upscale = upscale
         self.num_block = num_block
@@ -329,6 +345,10 @@ class HRANet(nn.Module):
         """The attentions that average over the whole picture, in the order in which they run."""
         blocks = self.coarse_denoising.blocks if self.attention_pool == "global" else ()
         return [block.eca for block in blocks]
+
+
+def _is_whole(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def _require(is_met: bool, name: str, value: object, rule: str) -> None:

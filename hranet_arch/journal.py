@@ -19,22 +19,24 @@ class Journal:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / f"{rank}.jsonl"
         self.values: dict[str, Any] = {}
+        # Cut off in the middle of a line, when the run was killed?
+        self.is_cut = self.path.exists() and not (self.path.read_bytes() or b"\n").endswith(b"\n")
         for path in sorted(folder.glob("*.jsonl")):
             for line in path.read_text("utf-8", errors="replace").splitlines():
                 try:
                     key, value = json.loads(line)
                     self.values[key] = value
-                except (ValueError, TypeError):  # cut off in the middle when the run was killed, or damaged
+                except (ValueError, TypeError):  # cut off, or damaged
                     continue
 
     def write(self, key: str, value: Any) -> Any:
         """Adds a value; returns it as it will be read again."""
         text = json.dumps([key, value])
-        is_cut = self.path.exists() and self.path.stat().st_size and not self.path.read_bytes().endswith(b"\n")
         with open(self.path, "a", encoding="utf-8") as file:
-            file.write(("\n" if is_cut else "") + text + "\n")
+            file.write(("\n" if self.is_cut else "") + text + "\n")
             file.flush()
             os.fsync(file.fileno())
+        self.is_cut = False
         self.values[key] = json.loads(text)[1]
         return self.values[key]
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import inspect
+import logging
 import os
 import random
 import shutil
 import sys
 import sysconfig
 from collections import OrderedDict
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -45,8 +46,8 @@ class RestorationModel(SRModel):
     ``torch.compile``; left out, with a warning, on a CPU and without a C compiler), ``accumulate`` (parts that a batch
     is cut into; their gradients are added), ``grad_clip`` (largest gradient norm), ``max_skipped`` (iterations in a row
     that may be lost to losses that are not finite). In ``val:``: ``tile`` (pictures of more pixels than ``tile * tile``
-    are run in tiles), ``halo``, ``best_on`` (the validation set whose first metric picks ``net_g_best.pth``; ``none``
-    for no set).
+    are run in tiles), ``halo``, ``best_on`` (the validation set whose first metric picks ``net_g_best.pth``; ``~``
+    for none).
 
     A step never waits for a GPU: whether it is lost is decided there, and read when the log is printed.
     """
@@ -56,9 +57,10 @@ class RestorationModel(SRModel):
         self.memory_format = torch.channels_last if train_opt.get("channels_last") else torch.contiguous_format
         self.skipped = self.skipped_in_a_row = 0
         self.unread: tuple[int, OrderedDict[str, Tensor]] | None = None
-        self.listed: torch.nn.Module | None = None
+        self.listed_for: torch.nn.Module | None = None
         self.pending_random_state: dict | None = None
         self.progress: tqdm | None = None
+        self.at_terminal = ExitStack()
         super().__init__(opt)
 
     def init_training_settings(self) -> None:
@@ -75,7 +77,7 @@ class RestorationModel(SRModel):
         if train_opt.get("compile"):
             self._compile(train_opt["compile"])
         # How many iterations are lost in all, and in a row; kept where they are counted.
-        self.losts = torch.zeros(2, dtype=torch.int64, device=self.device)
+        self.lost_counts = torch.zeros(2, dtype=torch.int64, device=self.device)
         self.overflows = torch.zeros((), dtype=torch.int64, device=self.device)  # of the gradients, in a row
         every = min(self.opt.get("logger", {}).get("print_freq", 100), self.max_skipped)
         self.read_every = every if self.device.type == "cuda" and self._takes_flag() else 1
@@ -125,8 +127,8 @@ class RestorationModel(SRModel):
             # Young averages forget faster: with a fixed decay the random start would weigh on short runs.
             decay = min(self.ema_decay, (1 + current_iter) / (10 + current_iter))
             self._average(torch.where(is_lost, 0.0, 1 - decay))
-        self.losts[0] += is_lost
-        self.losts[1] = (self.losts[1] + 1) * is_lost
+        self.lost_counts[0] += is_lost
+        self.lost_counts[1] = (self.lost_counts[1] + 1) * is_lost
         self.unread = (current_iter, losses)
         if current_iter % self.read_every == 0:
             self._read_log()
@@ -134,9 +136,9 @@ class RestorationModel(SRModel):
 
     def _list_tensors(self) -> None:
         """Once for a network: walking through its modules would take longer than what a GPU then computes."""
-        if self.listed is self.net_g:
+        if self.listed_for is self.net_g:
             return
-        self.listed = self.net_g
+        self.listed_for = self.net_g
         self.parameters, self.buffers = list(self.net_g.parameters()), list(self.net_g.buffers())
         pairs = []
         if self.ema_decay > 0:
@@ -229,7 +231,7 @@ class RestorationModel(SRModel):
         if self.unread is None:
             return
         (current_iter, losses), self.unread = self.unread, None
-        before, (self.skipped, self.skipped_in_a_row) = self.skipped, self.losts.tolist()
+        before, (self.skipped, self.skipped_in_a_row) = self.skipped, self.lost_counts.tolist()
         is_lost = self.skipped_in_a_row > 0
         self.log_dict = OrderedDict(skipped=self.skipped) if is_lost else self.reduce_loss_dict(losses)
         self.log_dict["learning_rate"] = self.get_current_learning_rate()[0]
@@ -251,10 +253,14 @@ class RestorationModel(SRModel):
         if self.progress is None:
             total = int(self.opt["train"]["total_iter"])
             # A bar for a person at a terminal, below the lines of the log; a file gets the log alone.
-            self.progress = tqdm(total=total, initial=current_iter - 1, unit="iter", disable=None, leave=False)
-            if not self.progress.disable:
-                logging_redirect_tqdm([get_root_logger()]).__enter__()
+            bar = tqdm(total=total, initial=current_iter - 1, unit="iter", disable=None, leave=False)
+            self.progress = self.at_terminal.enter_context(bar)
+            if not bar.disable:
+                loggers = [get_root_logger(), logging.getLogger("hranet_arch")]
+                self.at_terminal.enter_context(logging_redirect_tqdm(loggers))
         self.progress.update()
+        if self.progress.n >= self.progress.total:
+            self.at_terminal.close()
 
     # --- validation ---
 
@@ -310,7 +316,7 @@ class RestorationModel(SRModel):
         return {
             "precision": self.precision,
             "scaler": self.scaler.state_dict(),
-            "skipped": int(self.losts[0]),
+            "skipped": int(self.lost_counts[0]),
             "best": getattr(self, "best_metric_results", {}),
             "random": {
                 "python": random.getstate(),
@@ -324,7 +330,7 @@ class RestorationModel(SRModel):
         super().resume_training(resume_state)
         if resume_state.get("scaler"):
             self.scaler.load_state_dict(resume_state["scaler"])
-        self.skipped = self.losts[0] = resume_state.get("skipped", 0)
+        self.skipped = self.lost_counts[0] = resume_state.get("skipped", 0)
         if resume_state.get("best"):
             self.best_metric_results = resume_state["best"]
         self.pending_random_state = resume_state.get("random")

@@ -10,7 +10,7 @@ from types import ModuleType
 import torch
 from torch import Tensor, nn
 
-from hranet_arch.errors import InputError
+from hranet_arch.errors import InputError, first_line
 from hranet_arch.networks import Description, LoadedNetwork
 
 INSTALL = "Install what it needs: pip install 'hranet-arch[onnx]'."
@@ -162,5 +162,4 @@ def _open_session(model: bytes, device: torch.device):
     try:
         return onnxruntime.InferenceSession(model, options, providers=providers)
     except Exception as error:  # no base class, see above
-        reason = str(error).splitlines()[0]
-        raise InputError(f"ONNX Runtime cannot run this model: {reason}") from error
+        raise InputError(f"ONNX Runtime cannot run this model: {first_line(error)}") from error

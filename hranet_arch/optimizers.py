@@ -128,7 +128,8 @@ class MuonAdam(Optimizer):
 
 
 def is_matrix(parameter: Tensor) -> bool:
-    """Whether Muon takes it: the weight of a convolution or linear layer that mixes enough channels."""
+    """Whether Muon takes it: two or four dimensions, as the weights of convolutions and linear layers that mix enough
+    channels have; a table of that form, such as SwinIR's of relative positions, cannot be told from them."""
     return parameter.ndim in (2, 4) and min(parameter.shape[:2]) >= SMALLEST_MATRIX
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from hranet_arch.errors import InputError
+from hranet_arch.errors import InputError, first_line
 
 # What a run adds to its options. The copy kept in the run's folder has them, and is itself an option file.
 RUN_KEYS = ("is_train", "auto_resume", "dist", "rank", "world_size", "root_path", "iters_per_epoch")
@@ -55,7 +55,7 @@ def _parse(text: str) -> Any:
         place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
         raise ValueError(f"{place}{error.problem}{hint}") from error
     except yaml.YAMLError as error:
-        raise ValueError(str(error).splitlines()[0]) from error
+        raise ValueError(first_line(error)) from error
     except RecursionError as error:
         raise ValueError("an alias inside what it names, or too many levels") from error
 

@@ -232,7 +232,9 @@ def _check_dataset(where: str, dataset: dict, phase: str) -> list[str]:
     listing = dataset.get("meta_info_file")
     if listing:
         dataset["meta_info_file"] = listing = str(Path(listing).expanduser())
-    if listing and not is_lmdb and not Path(listing).is_file():
+    if listing and is_lmdb and dataset["type"] in schema.DATASETS:
+        errors.append(f"{where}.meta_info_file: LMDBs have a list of their own. Make one of these pictures alone.")
+    elif listing and not Path(listing).is_file():
         errors.append(f"{where}.meta_info_file: {listing} is not there. Without this line all pictures are used.")
     if dataset["persistent_workers"] and (phase != "train" or dataset["num_worker_per_gpu"] == 0):
         why = "validation has no workers" if phase != "train" else "num_worker_per_gpu is 0"
@@ -332,6 +334,8 @@ def _check_training(options: dict) -> list[str]:
     batch = options["datasets"].get("train", {}).get("batch_size_per_gpu", 1)
     if train.get("accumulate", 1) > batch:
         errors.append(f"train.accumulate: {train['accumulate']} parts of a batch of {batch}; at most {batch}.")
+    if train.get("accumulate", 1) > 1 and (train.get("pixel_opt") or {}).get("reduction") == "sum":
+        errors.append("train.accumulate: adds up means of parts, but train.pixel_opt.reduction is sum; make it mean.")
     return errors
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import threading
 import warnings
 from collections.abc import Iterator
@@ -21,7 +20,8 @@ import numpy as np
 from PIL import Image, ImageFile
 
 from hranet_arch import exr, png, tiff
-from hranet_arch.errors import InputError
+from hranet_arch.errors import InputError, first_line
+from hranet_arch.files import whole_file
 
 FORMATS = {
     ".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".tif": "TIFF", ".tiff": "TIFF", ".webp": "WebP", ".bmp": "BMP",
@@ -209,8 +209,7 @@ def _open(path: Path) -> Iterator[ImageFile.ImageFile]:
         except InputError:
             raise
         except Exception as error:  # damaged bytes end in OSError, SyntaxError, struct.error, ValueError, ...
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise InputError(f"{path}: not a whole picture: {reason.rstrip('.')}.") from error
+            raise InputError(f"{path}: not a whole picture: {first_line(error).rstrip('.')}.") from error
         finally:
             Image.MAX_IMAGE_PIXELS = limit
 
@@ -359,23 +358,6 @@ def write_picture(picture: Picture, path: str | Path) -> None:
             _WRITERS[kind](picture, temporary)
         except (ValueError, cv2.error) as error:
             raise InputError(f"{path}: cannot be written as {kind}: {error}") from error
-
-
-@contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """Gives the name of a hidden file beside ``path`` to write to, and renames it to ``path`` at the end.
-
-    After an error nothing is left; after a power failure or SIGKILL the hidden file is, and ``path`` is as it was.
-    """
-    temporary = path.with_name(f".{path.name[:40]}.{os.getpid()}.tmp")  # a name may have 255 bytes, and no more
-    try:
-        yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        with contextlib.suppress(OSError):  # it has been renamed, or was not even made
-            temporary.unlink()
 
 
 def _write_png(picture: Picture, path: Path) -> None:

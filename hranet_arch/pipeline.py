@@ -118,7 +118,11 @@ def _stop_on_signals(is_distributed: bool) -> Iterator[None]:
         yield
         return
 
+    own = os.getpid()
+
     def request_stop(number: int, frame) -> None:
+        if os.getpid() != own:  # a worker of the data loader, forked with this handler: its run tells it when to end
+            return
         if RUN.stop_requested:
             raise Interrupted("Stopped at once, at the second signal; go on from the last checkpoint: --auto_resume.")
         RUN.stop_requested = True

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from hranet_arch import arithmetic, complexity, examples, fidelity, methods, record, schema, scores, testsets
+from hranet_arch import arithmetic, examples, fidelity, methods, provenance, record, schema, scores, testsets
 from hranet_arch.errors import InputError
 from hranet_arch.images import decode_image, list_pictures
 from hranet_arch.journal import hash_modules, make_key
@@ -110,7 +110,7 @@ def make_plan(opt: dict, folder: Path) -> Plan:
         raise InputError("the plots need matplotlib: pip install 'hranet-arch[compare]'")
     device = _find_device(opt["device"])
     opt = {**opt, "precision": arithmetic.choose(opt["precision"], device, logger.warning)}
-    plan = Plan(opt, folder, device, complexity.describe_commit(), complexity.describe_machine(device))
+    plan = Plan(opt, folder, device, provenance.describe_commit(), provenance.describe_machine(device))
     for level in opt[schema.LEVEL_KEYS[opt["task"]]]:
         fault = _find_fault(opt["task"], level)
         if fault:
@@ -128,15 +128,10 @@ def make_plan(opt: dict, folder: Path) -> Plan:
 
 
 def _find_device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        if device.type == "cuda" and device.index is None:
-            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device: {name!r} cannot be used here: {str(error).splitlines()[0]} Write auto.") from error
+    """Of several processes each has a GPU of its own."""
+    device = arithmetic.find_device(name)
+    if device.type == "cuda" and device.index is None:
+        return arithmetic.find_device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
     return device
 
 

@@ -7,7 +7,6 @@ The classes here are its schema: a record that lacks the commit, the device, a h
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -15,6 +14,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from hranet_arch.errors import InputError
+from hranet_arch.files import write_text
 
 Text = Annotated[str, Field(min_length=1)]
 Count = Annotated[int, Field(ge=1)]
@@ -35,7 +35,7 @@ class Part(BaseModel):
 
 
 class Machine(Part):
-    """As ``complexity.describe_machine`` gives it."""
+    """As ``provenance.describe_machine`` gives it."""
 
     system: Text
     versions: Annotated[dict[str, str | int], Field(min_length=3)]
@@ -261,7 +261,7 @@ def read_record(path: str | Path) -> Record:
 
 
 def write_record(record: Record, path: str | Path) -> None:
-    """Writes a record whole: to a file beside ``path``, then renamed."""
+    """Writes a record; ``path`` is the old file or the new one, whole."""
     written = record.model_dump(mode="json", exclude_unset=True)  # without what the task does not have
     write_text(Path(path), json.dumps(written, indent=1) + "\n")
 
@@ -269,10 +269,3 @@ def write_record(record: Record, path: str | Path) -> None:
 def write_schema(path: str | Path) -> None:
     """Writes the JSON Schema of a record."""
     write_text(Path(path), json.dumps(Record.model_json_schema(), indent=1) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a text file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)

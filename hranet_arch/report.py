@@ -9,8 +9,9 @@ import json
 from pathlib import Path
 
 from hranet_arch import examples, plots, tables
+from hranet_arch.files import write_text
 from hranet_arch.pages import read_page
-from hranet_arch.record import Record, write_text
+from hranet_arch.record import Record
 from hranet_arch.scores import (
     COST_NOTE,
     NOTED,

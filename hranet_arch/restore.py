@@ -6,6 +6,7 @@ another module's (``pictures.py``).
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from torch import Tensor
 from hranet_arch import arithmetic, fusion, memory, tiling
 from hranet_arch.errors import InputError
 from hranet_arch.networks import Backend, Description, LoadedNetwork, Task, load_network, require_task
-from hranet_arch.noise import estimate_sigma
+from hranet_arch.noise_estimate import estimate_sigma
 from hranet_arch.resize import BicubicEnlargement
 from hranet_arch.symmetries import IDENTITY, SYMMETRIES
 
@@ -94,7 +95,7 @@ class Restorer:
         is_loaded = isinstance(weights, LoadedNetwork)
         self.network = weights if is_loaded else load_network(weights, network_g, backend=backend)
         require_task(self.network, self.task)
-        self.device = _find_device(device)
+        self.device = arithmetic.find_device(device)
         self.tile = tile
         if self.network.backend == "onnxruntime":
             self._check_onnx(device, precision)
@@ -150,6 +151,8 @@ class Restorer:
         """The network where it runs, as it runs fastest there."""
         if self.device.type == "cpu" and self.network.backend == "torch":
             return fusion.fuse(self.network.module, self.precision)
+        if self.network.backend == "torch":
+            return copy.deepcopy(self.network.module).to(self.device)  # the one that was given stays where it is
         return self.network.module.to(self.device)
 
     def _check_onnx(self, device: str | torch.device, precision: str) -> None:
@@ -191,7 +194,8 @@ class Restorer:
         if self.tile:
             return (self.tile + 2 * halo) ** 2
         if self._bytes_per_pixel is None:
-            counted = self.network.module.to(self.device)  # as it was made: fused operators are not seen
+            # As it was made: fused operators are not seen.
+            counted = self.network.module if self.device.type == "cpu" else self.module
             self._bytes_per_pixel = memory.count_bytes_per_pixel(counted, self.network.channels)
         budget = FREE_PART * memory.measure_free(self.device)
         if self.device.type == "cpu":
@@ -307,18 +311,6 @@ class _Scaled:
         if self.largest:
             part = (part.clamp(0, 1) * self.largest).round()
         self.planes[area].copy_(part)
-
-
-def _find_device(device: str | torch.device) -> torch.device:
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        found = torch.device(device)
-        torch.empty(0, device=found)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"device={str(device)!r} cannot be used: {reason} Give 'auto', 'cpu' or 'cuda'.") from error
-    return found
 
 
 def _to_planes(image: Image) -> tuple[Tensor, str]:

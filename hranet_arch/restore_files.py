@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from hranet_arch import before_after, memory, networks, pictures
 from hranet_arch.errors import InputError, refuse_folder
-from hranet_arch.noise import estimate_sigma
+from hranet_arch.noise_estimate import estimate_sigma
 from hranet_arch.pictures import FORMATS, Header, Picture
 from hranet_arch.restore import RESTORERS, Restoration, Restorer, enlarge_bicubic
 
@@ -278,11 +278,20 @@ def _check_sigma(network: networks.LoadedNetwork, sigma: Sigma) -> None:
     if network.takes_sigma and sigma == "blind":
         raise InputError(f"--sigma blind: {network.name} must be told the noise level: give --sigma N or auto.")
     trained = network.description.sigma
-    if sigma != "auto" and isinstance(trained, (int, float)) and trained != sigma:
-        raise InputError(
-            f"--sigma {sigma}: {network.name} was trained for {trained:g} and is not told the noise level. "
-            "Leave --sigma out, or take another --model."
-        )
+    is_range = isinstance(trained, tuple)
+    if network.takes_sigma or sigma == "auto" or (sigma == "blind" and (is_range or trained is None)):
+        return
+    if trained is None:
+        levels = "a level that it does not say"
+    else:
+        lowest, highest = trained if is_range else (trained, trained)
+        if sigma != "blind" and lowest <= sigma <= highest:
+            return
+        levels = f"{lowest:g} to {highest:g}" if is_range else f"{trained:g}"
+    raise InputError(
+        f"--sigma {sigma}: {network.name} was trained for {levels} and is not told the noise level. "
+        "Leave --sigma out, or take another --model."
+    )
 
 
 def _check_scale(network: networks.LoadedNetwork, scale: int | None) -> None:

@@ -25,6 +25,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from hranet_arch.errors import InputError
+from hranet_arch.files import whole_file
 from hranet_arch.images import decode_image, list_pictures
 
 WORKERS = min(8, os.cpu_count() or 1)
@@ -241,9 +242,8 @@ def link_or_copy(found: FoundSet, output: str | Path = "datasets", *, link: bool
         if link:
             target.symlink_to(path.resolve())
         else:
-            temporary = folder / f".{target.name}.tmp"
-            shutil.copyfile(path, temporary)
-            os.replace(temporary, target)
+            with whole_file(target) as temporary:
+                shutil.copyfile(path, temporary)
     return folder
 
 

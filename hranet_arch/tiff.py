@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import tifffile
 
-from hranet_arch.errors import InputError
+from hranet_arch.errors import InputError, first_line
 
 # What tifffile says of a damaged file is for programs that ask for it; the error here says it in one line.
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
@@ -61,8 +61,7 @@ def _open(path: Path) -> Iterator[tifffile.TiffPage]:
     except InputError:
         raise
     except Exception as error:  # damaged bytes end in struct.error, KeyError, IndexError, zlib.error, ...
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{path}: not a whole TIFF: {reason}") from error
+        raise InputError(f"{path}: not a whole TIFF: {first_line(error)}") from error
 
 
 def read_header(path: Path) -> Header:

@@ -209,6 +209,14 @@ def _add_new_metrics(model, dataset_name: str) -> None:
 def _write_record(model, dataset_name: str, means: dict, inputs: dict, rows: list[dict]) -> None:
     """Adds a set's metrics, means and each picture's, to ``metrics.json`` in the results folder."""
     path = Path(model.opt["path"]["results_root"]) / "metrics.json"
-    record = json.loads(path.read_text()) if path.exists() else {}
-    record[dataset_name] = {"output": means, "input": inputs, "images": rows}
-    path.write_text(json.dumps(record, indent=1) + "\n")
+    record = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    images = [_as_json(row) for row in rows]
+    record[dataset_name] = {"output": _as_json(means), "input": _as_json(inputs), "images": images}
+    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def _as_json(value: object) -> object:
+    """JSON has no NaN and no infinity: null is in their place."""
+    if isinstance(value, dict):
+        return {key: _as_json(part) for key, part in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import platform
 import random
 import time
 from pathlib import Path
@@ -25,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hranet_arch import HRANet, arithmetic
+from hranet_arch import HRANet, arithmetic, provenance
 
 PATCH = 48
 BATCH = 16
@@ -133,8 +132,7 @@ def main() -> None:
     record = {
         "settings": {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()},
         "patch": PATCH, "batch": BATCH, "sigma": SIGMA, "halo": HALO, "training_pictures": len(training),
-        "torch": torch.__version__, "python": platform.python_version(), "machine": platform.machine(),
-        "threads": torch.get_num_threads(), "runs": [],
+        "commit": provenance.describe_commit(), "machine": provenance.describe_machine(), "runs": [],
     }  # fmt: skip
     for seed in args.seeds:
         for pool in args.pools:

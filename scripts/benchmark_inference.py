@@ -26,7 +26,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from interleave import Contestant, ask_all, choose, compare, take_turns, write_record
+from interleave import ask_all, choose, compare, compile_all, running, take_turns, write_record
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -185,23 +185,22 @@ def psnr(output: np.ndarray, clean: np.ndarray) -> float:
 def measure(settings: dict, arguments: argparse.Namespace, pictures: list[np.ndarray]) -> Iterator[dict]:
     """After each round, what has been measured up to then; at last with the cost in quality."""
     wanted = choose(list_contestants(settings["device"]), arguments.only)
-    contestants = {name: Contestant(name, Inference, settings=settings, options=wanted[name]) for name in wanted}
     result: dict = {"sizes": [], "quality": {}, "options": wanted}
-    for height, width in arguments.sizes:
-        if settings["device"] == "cuda":  # the network is compiled
-            ask_all(contestants, "prepare", (height, width))
-        list(take_turns(contestants, 1, "prepare", (height, width)))
-        result["sizes"].append({"height": height, "width": width})
-        for seconds in take_turns(contestants, arguments.rounds, "time", arguments.block_time):
-            result["sizes"][-1] |= {"rounds": len(seconds["stock"]), "contestants": compare(seconds, "stock")}
-            yield result
     noisy = [noise.add_test_noise(picture, SIGMA) for picture in pictures]
-    if settings["device"] == "cuda":  # for these sizes, too
-        outputs = ask_all(contestants, "restore", noisy)
-    else:
-        outputs = {name: contestant.call("restore", noisy) for name, contestant in contestants.items()}
-    for contestant in contestants.values():
-        contestant.close()
+    if settings["device"] == "cuda":
+        for size in arguments.sizes:
+            compile_all(Inference, settings, wanted, "prepare", size)
+    with running(Inference, settings, wanted) as contestants:
+        for height, width in arguments.sizes:
+            list(take_turns(contestants, 1, "prepare", (height, width)))
+            result["sizes"].append({"height": height, "width": width})
+            for seconds in take_turns(contestants, arguments.rounds, "time", arguments.block_time):
+                result["sizes"][-1] |= {"rounds": len(seconds["stock"]), "contestants": compare(seconds, "stock")}
+                yield result
+        if settings["device"] == "cuda":  # the network is compiled for these sizes, too
+            outputs = ask_all(contestants, "restore", noisy)
+        else:
+            outputs = {name: contestant.call("restore", noisy) for name, contestant in contestants.items()}
     result["quality"] = {
         name: {
             "psnr": float(np.mean([psnr(output, clean) for output, clean in zip(given, pictures)])),

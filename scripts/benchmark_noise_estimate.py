@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 from pathlib import Path
 
 import numpy as np
 
-from hranet_arch.complexity import describe_machine
 from hranet_arch.images import decode_image, list_pictures
-from hranet_arch.noise import add_test_noise, estimate_sigma
+from hranet_arch.noise import add_test_noise
+from hranet_arch.noise_estimate import estimate_sigma
+from hranet_arch.provenance import describe_commit, describe_machine
 from hranet_arch.testsets import hash_set
 
 RECORD = Path(__file__).resolve().parent.parent / "docs" / "records" / "noise_estimate.json"
@@ -25,7 +25,7 @@ SIGMAS = (5, 10, 15, 25, 35, 50, 75)
 
 
 def find_estimators() -> dict:
-    estimators = {"hranet_arch.noise.estimate_sigma": estimate_sigma}
+    estimators = {"hranet_arch.noise_estimate.estimate_sigma": estimate_sigma}
     try:
         import pywt  # noqa: F401
         from skimage.restoration import estimate_sigma as estimate_by_wavelets
@@ -61,9 +61,8 @@ def main() -> None:
     parser.add_argument("folder", help="folder of BSD68's pictures")
     paths = list_pictures(Path(parser.parse_args().folder))
     pictures = [decode_image(path.read_bytes(), str(path), "gray") / 255 for path in paths]
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=RECORD.parent, capture_output=True, text=True, check=True)
     record = {
-        "commit": commit.stdout.strip(),
+        "commit": describe_commit(),
         "what": "error of estimated noise levels, in grey levels, on BSD68",
         "pictures": len(paths),
         "sha256_of_set": hash_set(paths),

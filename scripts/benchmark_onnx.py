@@ -11,14 +11,13 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import subprocess
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 
 import torch
 
-from hranet_arch import HRANet, complexity, fusion
+from hranet_arch import HRANet, complexity, fusion, provenance
 from hranet_arch.allocator import keep_freed_memory
 from hranet_arch.networks import Description, LoadedNetwork, load_network
 from hranet_arch.onnx_network import convert
@@ -42,7 +41,7 @@ def main() -> None:
     record = {
         "what": "seconds of one forward pass, fp32: PyTorch as `basicsr denoise` runs it, and ONNX Runtime",
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
-        "commit": read_commit(),
+        "commit": provenance.describe_commit(),
         "machine": describe_machine(),
         "settings": {
             "rounds": arguments.rounds,
@@ -82,18 +81,9 @@ def measure(network: LoadedNetwork, sides: list[int], rounds: int) -> list[dict]
 
 
 def describe_machine() -> dict:
-    machine = complexity.describe_machine()
+    machine = provenance.describe_machine()
     machine["versions"] |= {name: metadata.version(name) for name in ("onnx", "onnxruntime", "onnxscript")}
     return machine
-
-
-def read_commit() -> str:
-    """The commit that is checked out, with ``+changes`` where files differ from it."""
-    folder = Path(__file__).resolve().parent
-    run = {"cwd": folder, "capture_output": True, "text": True, "check": True}
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], **run).stdout.strip()
-    changes = subprocess.run(["git", "status", "--porcelain", "--untracked-files=no"], **run).stdout.strip()
-    return f"{commit}+changes" if changes else commit
 
 
 if __name__ == "__main__":

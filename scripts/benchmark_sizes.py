@@ -20,11 +20,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hranet_arch import complexity, option_files
+from hranet_arch import complexity, option_files, provenance
 from hranet_arch.allocator import keep_freed_memory
 from hranet_arch.baselines import DnCNN
+from hranet_arch.files import write_text
 from hranet_arch.hranet import HRANet
-from hranet_arch.record import write_text
 
 OPTIONS = Path(__file__).resolve().parent.parent / "options"
 FILES = {
@@ -84,8 +84,8 @@ def main() -> None:
     torch.manual_seed(0)
     results = measure({name: build(file) for name, file in FILES.items()}, arguments.rounds)
     record = {
-        "commit": complexity.describe_commit(),
-        "machine": complexity.describe_machine(),
+        "commit": provenance.describe_commit(),
+        "machine": provenance.describe_machine(),
         "settings": {"rounds": arguments.rounds, "threads": arguments.threads, "picture": PICTURE, "patch": PATCH,
                      "batch": BATCH},
         "results": results,

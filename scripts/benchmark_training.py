@@ -33,8 +33,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from benchmark_inference import run_dense
-from interleave import Contestant, ask_all, choose, compare, summarize, take_turns, write_record
+from interleave import choose, compare, compile_all, running, summarize, take_turns, write_record
 from torch import Tensor
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from hranet_arch import arithmetic
@@ -117,7 +118,8 @@ class Training:
         self.run(self.read_ahead)
         seconds, waiting = self.run(steps)
         if self.device == "cuda":
-            waiting = max(seconds - self._run_again(steps), 0.0)
+            waiting = max(seconds - self.run_again(steps), 0.0)
+            torch.cuda.empty_cache()  # for those who are next; the first steps of a turn, not timed, ask for it again
         return {"seconds": seconds, "waiting": waiting / seconds}
 
     def run(self, steps: int) -> tuple[float, float]:
@@ -133,15 +135,23 @@ class Training:
         self._synchronize()
         return (time.perf_counter() - start) / max(steps, 1), waiting / max(steps, 1)
 
-    def _run_again(self, steps: int) -> float:
-        """Seconds of a step on batches that are there already."""
+    def run_again(self, steps: int) -> float:
+        """Seconds of a step on batches that are there already. What they train is put back as it was."""
+        states = self.model.optimizer_g.state.values()
+        values = [value for state in states for value in state.values() if isinstance(value, Tensor)]
+        for net in (self.model.net_g, self.model.net_g_ema):
+            values += self.model.get_bare_model(net).state_dict().values()
+        before = [value.clone() for value in values]
         batches = [self._next_batch() for _ in range(KEPT)]
         self._synchronize()
         start = time.perf_counter()
         for i in range(steps):
             self._step(batches[i % KEPT])
         self._synchronize()
-        return (time.perf_counter() - start) / steps
+        seconds = (time.perf_counter() - start) / steps
+        for value, old in zip(values, before):
+            value.detach().copy_(old)
+        return seconds
 
     def _next_batch(self) -> dict:
         data = self.prefetcher.next()
@@ -178,6 +188,8 @@ class Training:
             self.run(steps)
         key = f"self_{'device' if self.device == 'cuda' else 'cpu'}_time_total"
         events = sorted(profiler.key_averages(), key=lambda event: -getattr(event, key))
+        if self.device == "cuda":  # operations are told of beside the kernels that they start; the kernels count
+            events = [one for one in events if one.device_type == DeviceType.CUDA and not one.is_user_annotation]
         total = sum(getattr(event, key) for event in events)
         return [
             {"operation": event.key, "share": getattr(event, key) / total, "calls": event.count / steps}
@@ -257,32 +269,31 @@ def compare_curves(stock: list[float], ours: list[float]) -> dict:
 def measure(settings: dict, arguments: argparse.Namespace) -> Iterator[dict]:
     """After each round, what has been measured up to then; at last with the curves and the profiles."""
     wanted = choose(list_contestants(settings["device"]), arguments.only)
-    contestants = {name: Contestant(name, Training, settings=settings, options=wanted[name]) for name in wanted}
-    weights = {contestant.call("describe_weights") for contestant in contestants.values()}
-    if len(weights) != 1:
-        raise SystemExit("The contestants do not start from the same weights.")
-    ask_all(contestants, "run", 1)  # the network is compiled
-    list(take_turns(contestants, 1, "run", 3))  # kernels are chosen, by their times
-    result: dict = {"profiles": {}, "curves": None}
-    for answers in take_turns(contestants, arguments.rounds, "run_turn", arguments.steps):
-        seconds = {name: [answer["seconds"] for answer in given] for name, given in answers.items()}
-        result |= {"rounds": len(answers["stock"]), "contestants": compare(seconds, "stock")}
-        for name, given in answers.items():
-            waiting = summarize([answer["waiting"] for answer in given])
-            result["contestants"][name] |= {"waiting": waiting, "options": wanted[name]}
+    if settings["device"] == "cuda":
+        compile_all(Training, settings, wanted, "run", 1)
+    with running(Training, settings, wanted) as contestants:
+        weights = {contestant.call("describe_weights") for contestant in contestants.values()}
+        if len(weights) != 1:
+            raise SystemExit("The contestants do not start from the same weights.")
+        list(take_turns(contestants, 1, "run", 3))  # kernels are chosen, by their times: each alone
+        result: dict = {"profiles": {}, "curves": None}
+        for answers in take_turns(contestants, arguments.rounds, "run_turn", arguments.steps):
+            seconds = {name: [answer["seconds"] for answer in given] for name, given in answers.items()}
+            result |= {"rounds": len(answers["stock"]), "contestants": compare(seconds, "stock")}
+            for name, given in answers.items():
+                waiting = summarize([answer["waiting"] for answer in given])
+                result["contestants"][name] |= {"waiting": waiting, "options": wanted[name]}
+            yield result
+        compared = [name for name in ("stock", "ours") if name in contestants]
+        for name in set(contestants) - set(compared):
+            contestants.pop(name).close()
+        for name in compared:
+            done = len(contestants[name].call("read_losses"))
+            contestants[name].call("run", max(arguments.curve_steps - done, 1))
+        curves = {name: contestants[name].call("read_losses")[: arguments.curve_steps] for name in compared}
+        result["profiles"] = {name: contestants[name].call("profile", 3) for name in compared}
+        result["curves"] = compare_curves(*curves.values()) if len(curves) == 2 else None
         yield result
-    compared = [name for name in ("stock", "ours") if name in contestants]
-    for name in set(contestants) - set(compared):
-        contestants.pop(name).close()
-    for name in compared:
-        done = len(contestants[name].call("read_losses"))
-        contestants[name].call("run", max(arguments.curve_steps - done, 1))
-    curves = {name: contestants[name].call("read_losses")[: arguments.curve_steps] for name in compared}
-    result["profiles"] = {name: contestants[name].call("profile", 3) for name in compared}
-    result["curves"] = compare_curves(*curves.values()) if len(curves) == 2 else None
-    for contestant in contestants.values():
-        contestant.close()
-    yield result
 
 
 def main() -> None:

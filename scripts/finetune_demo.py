@@ -19,10 +19,10 @@ import numpy as np
 import skimage.data
 from demo import draw_title, run
 
-from hranet_arch import Denoiser, complexity, sample
+from hranet_arch import Denoiser, provenance, sample
 from hranet_arch.degradations import JPEGCompression, PoissonGaussianNoise
+from hranet_arch.files import write_text
 from hranet_arch.lmdb_reader import open_lmdb, read_value
-from hranet_arch.record import write_text
 
 PAIRS = Path("datasets/pairs")
 RECIPE = "options/paired/finetune_hranet.yml"
@@ -110,8 +110,8 @@ def main() -> None:
     draw(scores, shown, arguments.picture)
     draw_real(arguments.real)
     if arguments.record:
-        machine = complexity.describe_machine("cpu")
-        record = {"commit": complexity.describe_commit(), "machine": machine, "camera": CAMERA, "recipe": RECIPE,
+        machine = provenance.describe_machine("cpu")
+        record = {"commit": provenance.describe_commit(), "machine": machine, "camera": CAMERA, "recipe": RECIPE,
                   "methods": METHODS, "psnr": scores, "mean": means}  # fmt: skip
         write_text(arguments.record, json.dumps(record, indent=1) + "\n")
 

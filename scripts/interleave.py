@@ -7,6 +7,7 @@ backwards, and only the one whose turn it is runs.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -19,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from hranet_arch import complexity
+from hranet_arch import provenance
 
 
 class Contestant:
@@ -80,6 +81,17 @@ def _serve(pipe: Connection, make: Callable[..., Any], arguments: dict) -> None:
         pipe.send((False, traceback.format_exc()))
 
 
+@contextlib.contextmanager
+def running(make: Callable[..., Any], settings: dict, wanted: Mapping[str, Any]) -> Iterator[dict[str, Contestant]]:
+    """A contestant for each of the wanted options, by name; at the end, whatever it is, all are closed."""
+    contestants = {name: Contestant(name, make, settings=settings, options=wanted[name]) for name in wanted}
+    try:
+        yield contestants
+    finally:
+        for contestant in contestants.values():
+            contestant.close()
+
+
 def choose(contestants: Mapping[str, Any], only: list[str] | None) -> dict[str, Any]:
     """Those that take part: all, or *stock* and those that ``--only`` names."""
     if unknown := set(only or ()) - set(contestants):
@@ -94,6 +106,20 @@ def ask_all(contestants: Mapping[str, Contestant], method: str, *arguments: Any)
     answers = {name: contestant.answer() for name, contestant in contestants.items()}
     print(f"{method}: all are done", file=sys.stderr, flush=True)
     return answers
+
+
+def compile_all(
+    make: Callable[..., Any], settings: dict, wanted: Mapping[str, Any], method: str, *arguments: Any
+) -> None:
+    """Runs a method in processes that pass, all at once: what they compile stays on the disk for those that are timed.
+
+    These then choose kernels by their times alone. Who fails here, for want of memory beside the others, says so.
+    """
+    with running(make, settings, wanted) as contestants:
+        try:
+            ask_all(contestants, method, *arguments)
+        except SystemExit as error:
+            print(f"compiling beside the others: {error}", file=sys.stderr, flush=True)
 
 
 def take_turns(
@@ -133,8 +159,8 @@ def write_record(path: Path, settings: dict, device: str, results: dict) -> None
     """Writes a benchmark's record: where and how it was made, and what came out."""
     plain = {name: str(value) if isinstance(value, Path) else value for name, value in settings.items()}
     record = {
-        "commit": complexity.describe_commit(),
-        "machine": complexity.describe_machine(device),
+        "commit": provenance.describe_commit(),
+        "machine": provenance.describe_machine(device),
         "settings": plain,
         **results,
     }

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from safetensors import safe_open
 
-from hranet_arch.record import Record, read_record, write_text
+from hranet_arch.files import write_text
+from hranet_arch.record import Record, read_record
 from hranet_arch.tables import format_results
 
 REPOSITORY = Path(__file__).resolve().parent.parent

@@ -163,7 +163,7 @@ def _quartiles(latency: dict) -> dict:
 
 def main() -> None:
     for page in PAGES:
-        page.write_text(render(page.read_text(), DOCS / "records"))
+        page.write_text(render(page.read_text("utf-8"), DOCS / "records"), "utf-8")
 
 
 if __name__ == "__main__":

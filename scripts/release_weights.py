@@ -22,9 +22,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from hranet_arch import complexity, networks, option_files, testsets
+from hranet_arch import complexity, networks, option_files, provenance, testsets
 from hranet_arch.checkpoints import hash_params, load_checkpoint, select_params
 from hranet_arch.errors import InputError
+from hranet_arch.files import whole_file, write_text
 from hranet_arch.hranet import HRANet
 from hranet_arch.images import list_pictures
 from hranet_arch.record import Record, read_record
@@ -77,7 +78,7 @@ def release(run: Path, recipe: Path, output: Path) -> str:
     network = HRANet(**arguments)
     network.load_state_dict(params)
     task, level = read_degradation(opt["datasets"]["train"])
-    card = describe(run, recipe, opt, network) | {"results": {}, "commit": complexity.describe_commit()}
+    card = describe(run, recipe, opt, network) | {"results": {}, "commit": provenance.describe_commit()}
     best = card["validation"]["iteration"]
     if checkpoint.get("iter", best) != best:  # absent before 2026-11-26
         raise InputError(
@@ -127,15 +128,13 @@ def update_cards(record: Record, folder: Path) -> list[str]:
 def write(path: Path, params: dict[str, Tensor], metadata: dict[str, str], card: dict) -> None:
     """The file, whole, and its card."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
     tensors = {name: value.contiguous() for name, value in params.items()}
-    save_file(tensors, temporary, {**metadata, "card": json.dumps(card)})
-    if temporary.stat().st_size > LARGEST:
-        temporary.unlink()
-        raise InputError(f"{path}: larger than {LARGEST} bytes; it is not released.")
-    temporary.chmod(0o644)  # safetensors makes it readable for its owner alone
-    temporary.replace(path)
-    path.with_suffix(".md").write_text(format_card(card), encoding="utf-8")
+    with whole_file(path) as temporary:
+        save_file(tensors, temporary, {**metadata, "card": json.dumps(card)})
+        if temporary.stat().st_size > LARGEST:
+            raise InputError(f"{path}: larger than {LARGEST} bytes; it is not released.")
+        temporary.chmod(0o644)  # safetensors makes it readable for its owner alone
+    write_text(path.with_suffix(".md"), format_card(card))
 
 
 def read_degradation(dataset: dict) -> tuple[str | None, object]:

@@ -27,10 +27,10 @@ import yaml
 from interleave import summarize
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from hranet_arch import complexity, option_files
+from hranet_arch import option_files, provenance
 from hranet_arch.errors import InputError
+from hranet_arch.files import write_text
 from hranet_arch.journal import make_key
-from hranet_arch.record import write_text
 
 PRINT_EVERY = 50  # iterations; a step's time is measured between two lines of the log
 OPTION_FILE = Path("options/released/train_hranet_s_gray_s25.yml")
@@ -196,7 +196,7 @@ def try_all(arguments: argparse.Namespace) -> None:
         run = f"{arguments.output.stem}_{name.replace(' ', '_')}_{length}_{seed}_{make_key(trials[name])[:8]}"
         options = train(opt, [squeeze(run, seed, length, arguments.validate_every), trials[name]])
         result = {"trial": name, "iterations": length, "seed": seed, "changes": trials[name]}
-        result |= {"commit": complexity.describe_commit(), **read_curve(options)}  # a record may grow over commits
+        result |= {"commit": provenance.describe_commit(), **read_curve(options)}  # a record may grow over commits
         print(f"{name}, seed {seed}: {list(result['psnr'].values())[-1]:.3f} dB", flush=True)
         record["results"].append(result)
         write_text(arguments.output, json.dumps(record, indent=1) + "\n")
@@ -209,8 +209,8 @@ def read_record(path: Path, settings: dict) -> dict:
         InputError: if the record there is of another option file.
     """
     if not path.is_file():
-        machine = complexity.describe_machine()
-        return {"commit": complexity.describe_commit(), "machine": machine, "settings": settings, "results": []}
+        machine = provenance.describe_machine()
+        return {"commit": provenance.describe_commit(), "machine": machine, "settings": settings, "results": []}
     record = json.loads(path.read_text("utf-8"))
     if record["settings"] != settings:
         raise InputError(f"{path}: is of {record['settings']}, not of {settings}; give another --output.")

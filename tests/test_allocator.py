@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from hranet_arch import allocator, cli
 from tests.conftest import REPOSITORY
 
 CODE = """
@@ -36,6 +37,16 @@ def test_freed_memory_is_used_again():
     assert done == "True"
     assert int(default) > 100_000 * 4096 // resource.getpagesize()
     assert int(kept) < int(default) / 4
+
+
+@pytest.mark.parametrize("verb", ["denoise", "upscale", "dejpeg"])
+def test_the_verbs_keep_freed_memory(verb, monkeypatch, tmp_path):
+    kept = []
+    monkeypatch.setattr(allocator, "keep_freed_memory", lambda: kept.append(verb))
+    with pytest.raises(SystemExit) as stop:
+        cli.main([verb, str(tmp_path / "nothing.png"), "-o", str(tmp_path)])
+    assert stop.value.code == 2
+    assert kept == [verb]
 
 
 def test_settings_of_the_environment_are_left_alone():

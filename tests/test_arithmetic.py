@@ -29,7 +29,14 @@ def without_16_bits(monkeypatch):
 def test_a_cpu_is_fast_where_onednn_says_so(precision, answer, monkeypatch):
     monkeypatch.setattr(torch.ops.mkldnn, f"_is_mkldnn_{precision}_supported", lambda: answer, raising=False)
     assert arithmetic.is_fast(precision, CPU) is answer
-    assert arithmetic.is_fast("fp32", CPU) and arithmetic.is_fast(precision, GPU)
+    assert arithmetic.is_fast("fp32", CPU)
+
+
+@pytest.mark.parametrize(("capability", "has_bf16"), [((7, 5), False), ((8, 0), True), ((9, 0), True)])
+def test_a_gpu_has_bf16_from_ampere_on(capability, has_bf16, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert arithmetic.is_fast("bf16", GPU) is has_bf16
+    assert arithmetic.is_fast("fp16", GPU) and arithmetic.is_fast("fp32", GPU)
 
 
 def test_without_onednn_fp32_alone_is_fast(precision, monkeypatch):
@@ -41,7 +48,7 @@ def test_fp32_stands_in_with_a_warning(precision, without_16_bits):
     warnings = []
     assert arithmetic.choose(precision, CPU, warnings.append) == "fp32"
     assert len(warnings) == 1 and warnings[0].startswith(f"precision {precision}: this processor has no instructions")
-    assert arithmetic.choose(precision, GPU, warnings.append) == precision
+    assert arithmetic.choose("fp16", GPU, warnings.append) == "fp16"
     assert arithmetic.choose("fp32", CPU, warnings.append) == "fp32"
     assert len(warnings) == 1
 

@@ -93,6 +93,29 @@ def test_all_contestants_can_work_at_once():
     assert ask_all({"a": Meeting(), "b": Meeting()}, "compile") == {"a": 2, "b": 2}
 
 
+class Failing:
+    def __init__(self, settings, options):
+        self.options = options
+
+    def work(self):
+        if self.options:
+            raise RuntimeError("out of memory")
+        return "done"
+
+
+@pytest.mark.slow
+def test_all_processes_end_after_one_failed(capsys):
+    from interleave import compile_all, running
+
+    compile_all(Failing, {}, {"sound": False, "broken": True}, "work")
+    assert "compiling beside the others: broken failed" in capsys.readouterr().err
+    with running(Failing, {}, {"sound": False, "broken": True}) as contestants:
+        assert contestants["sound"].call("work") == "done"
+        with pytest.raises(SystemExit, match="(?s)broken failed:.*out of memory"):
+            contestants["broken"].call("work")
+    assert not any(contestant.process.is_alive() for contestant in contestants.values())
+
+
 def test_curves_agree_where_windows_do():
     """10 dB is a factor of ten in the loss. The first window is of the start and never counts."""
     from benchmark_training import compare_curves
@@ -153,8 +176,10 @@ def test_every_option_reaches_what_trains(kind, tmp_path, monkeypatch, any_preci
         "fused": training.model.optimizer_g.defaults["fused"],
         "keep_memory": bool(kept),
     } == options
+    training.run(2)
     before = training.describe_weights()
-    assert training.describe_weights() == before
+    training.run_again(2)  # for the time that it takes
+    assert training.describe_weights() == before and len(training.losses) == 2
     next(training.model.net_g.parameters()).data.view(-1)[0] += 1
     assert training.describe_weights() != before
 
@@ -169,11 +194,15 @@ class Stranger:
         assert method == "describe_weights"
         return self.name
 
+    def close(self):
+        pass
+
 
 def test_contestants_that_start_from_other_weights_are_not_compared(monkeypatch):
     import benchmark_training
+    import interleave
 
-    monkeypatch.setattr(benchmark_training, "Contestant", Stranger)
+    monkeypatch.setattr(interleave, "Contestant", Stranger)
     with pytest.raises(SystemExit, match="do not start from the same weights"):
         next(benchmark_training.measure({"device": "cpu"}, SimpleNamespace(only=["ours"])))
 

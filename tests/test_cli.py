@@ -479,6 +479,12 @@ def test_the_module_is_the_command():
     assert result.stderr == "basicsr: missing.yml: cannot be read: No such file or directory.\n"
 
 
+def test_every_kind_that_is_listed_can_be_asked_for(capsys):
+    kinds = [line[:-1] for line in listed(capsys).splitlines() if not line.startswith(" ")]
+    assert "degradation" in kinds
+    assert "".join(listed(capsys, kind) for kind in kinds) == listed(capsys)
+
+
 def listed(capsys, *words):
     with pytest.raises(SystemExit) as stop:
         cli.main(["list", *words])

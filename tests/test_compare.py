@@ -21,11 +21,11 @@ from hranet_arch import (
     checkpoints,
     cli,
     compare,
-    complexity,
     journal,
     methods,
     noise,
     plan,
+    provenance,
     record,
     resize,
 )
@@ -262,7 +262,7 @@ def test_what_changes_is_measured_again(options, calls):
 def test_other_modules_measure_anew_and_another_commit_does_not(options, calls, monkeypatch):
     assert run(options) == 0
     calls.done.clear()
-    monkeypatch.setattr(complexity, "describe_commit", lambda: "of the docs alone")
+    monkeypatch.setattr(provenance, "describe_commit", lambda: "of the docs alone")
     assert run(options) == 0 and not calls.done
     assert read().commit == "of the docs alone"
     monkeypatch.setattr(plan, "hash_modules", lambda folder: "others")
@@ -438,7 +438,7 @@ WRONG_OPTIONS = {
     "methods.X.network_g.num_fea: unknown key": {"methods": {"X": {"network_g": {"type": "HRANet", "num_fea": 1}}}},
     "methods.clean: this is what the clean pictures are called": {"methods": {"clean": {"method": "wavelet"}}},
     "testsets.A: task denoise takes a folder": {"testsets": {"A": {"gt": "a", "lq": "b"}}},
-    "device: 'cuda:7' cannot be used here": {"device": "cuda:7"},
+    "device='cuda:7' cannot be used": {"device": "cuda:7"},
     "costs.rounds: 0: must be greater": {"costs": {"rounds": 0}},
     "Gone: datasets/gone: no such folder": {"testsets": {"Gone": "gone"}},
     "sigma 0: sigma must be a number above 0": {"sigma": [0]},

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from hranet_arch import HRANet, complexity, registration
+from hranet_arch import HRANet, complexity, provenance, registration
 
 
 class Wrap(nn.Module):
@@ -366,14 +366,14 @@ def test_memory_and_latency_on_cuda():
     assert memory.growth == pytest.approx(16 * 512 * 512 * 4, rel=0.05)
     (result,) = complexity.measure_latency({"hranet": HRANet(num_feat=8)}, [(1, 64, 64)], "cuda", rounds=2)
     assert 0 < result.lower_quartile <= result.median <= result.upper_quartile
-    assert complexity.describe_machine("cuda")["device_name"] == torch.cuda.get_device_name()
+    assert provenance.describe_machine("cuda")["device_name"] == torch.cuda.get_device_name()
 
 
 # --- the machine ------------------------------------------------------------------------------------------------------
 
 
 def test_the_machine_is_described_without_names_and_paths():
-    machine = complexity.describe_machine()
+    machine = provenance.describe_machine()
     text = json.dumps(machine)
     assert (
         machine["versions"]["torch"] == torch.__version__ and machine["versions"]["python"] == platform.python_version()

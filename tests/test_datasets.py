@@ -1,11 +1,13 @@
 """The datasets against hand-made pictures and BasicSR's own dataset; the field's fixed noise."""
 
 import pickle
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from hranet_arch import prepare
 from hranet_arch.datasets import GaussianDenoisingDataset, PairedDenoisingDataset
@@ -170,6 +172,41 @@ def test_pictures_without_a_partner_are_named(pictures, tmp_path):
     (lq / "1.png").rename(lq / "other.png")
     with pytest.raises(InputError, match=r"(?s)1\.png.*other\.png"):
         paired_set(lq, pictures)
+
+
+def test_noisy_pictures_that_differ_in_suffix_alone_are_refused(pictures, tmp_path):
+    lq = make_pictures(tmp_path / "lq", 4)
+    cv2.imwrite(str(lq / "1.bmp"), cv2.imread(str(lq / "1.png")))
+    with pytest.raises(InputError, match=r"1\.bmp and 1\.png differ in suffix only"):
+        paired_set(lq, pictures)
+
+
+def test_a_list_chooses_from_a_folder_and_never_from_an_lmdb(pictures, lmdb, tmp_path):
+    """What it leaves out must not come in by another way: it may hold back validation pictures."""
+    listing = tmp_path / "list.txt"
+    listing.write_text("2.png (40,44,3)\n0.png (40,44,3)\n", encoding="utf-8")
+    assert noisy_set(pictures, meta_info_file=str(listing)).store.keys == ["2.png", "0.png"]
+    pairs = paired_set(pictures, pictures, meta_info_file=str(listing))
+    assert [Path(pairs[i]["lq_path"]).name for i in range(len(pairs))] == ["2.png", "0.png"]
+    for make in (lambda: noisy_set(lmdb, meta_info_file=str(listing)),
+                 lambda: paired_set(lmdb, lmdb, meta_info_file=str(listing))):  # fmt: skip
+        with pytest.raises(InputError, match="an LMDB has a list of its own"):
+            make()
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
+def test_a_turned_picture_has_the_size_that_it_is_read_with(tmp_path, suffix):
+    exif = Image.Exif()
+    exif[274] = 6
+    (tmp_path / "a").mkdir()
+    Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(tmp_path / f"a/x.{suffix}", exif=exif)
+    store = noisy_set(tmp_path / "a").store
+    assert store.size(f"x.{suffix}") == store.read(f"x.{suffix}").shape[:2]
+
+
+def test_a_picture_beyond_pillows_limit_has_a_size(pictures, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40 * 44 // 2 - 1)  # twice as many are an error to Pillow
+    assert noisy_set(pictures).store.size("0.png") == (40, 44)
 
 
 def test_pairs_of_unequal_size_are_named(pictures, tmp_path):

@@ -291,6 +291,16 @@ def test_a_noise_level_that_the_network_was_not_trained_for_is_refused(capsys):
     for sigma, status in (("25", 0), ("auto", 0), ("15", 2), ("blind", 2)):
         assert run("in", "-o", "out", "--overwrite", "--sigma", sigma, model="released/gray_25.safetensors") == status
     assert "was trained for 25" in capsys.readouterr().err
+    release("gray_blind", HRANet(num_feat=4), color="gray", sigma="[0, 55]")
+    for sigma, status in (("25", 0), ("auto", 0), ("blind", 0), ("60", 2)):
+        assert (
+            run("in", "-o", "out", "--overwrite", "--sigma", sigma, model="released/gray_blind.safetensors") == status
+        )
+    assert "was trained for 0 to 55" in capsys.readouterr().err
+    torch.save({"params": HRANet(num_feat=4).state_dict()}, "unsaid.pth")
+    for sigma, status in (("auto", 0), ("blind", 0), ("25", 2)):
+        assert run("in", "-o", "out", "--overwrite", "--sigma", sigma, model="unsaid.pth") == status
+    assert "a level that it does not say" in capsys.readouterr().err
 
 
 # --- before and after -------------------------------------------------------------------------------------------------

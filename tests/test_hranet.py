@@ -650,6 +650,11 @@ def test_tiles_of_an_enlarging_network_equal_the_whole_picture():
         ("upscale", 0),
         ("upscale", 5),
         ("upscale", 2.0),
+        ("num_feat", 8.0),
+        ("num_feat", "64"),
+        ("num_block", 3.5),
+        ("squeeze_factor", True),
+        ("num_in_ch", 1.0),
         ("upscale", True),
     ],
 )

@@ -1,8 +1,11 @@
 """The model classes: the training step against hand-made ones, the guards, validation, what a checkpoint holds."""
 
 import copy
+import json
+import logging
 import math
 import random
+import sys
 
 import numpy as np
 import pytest
@@ -66,6 +69,22 @@ def test_another_registered_loss_can_be_named():
     """|0.5 * 2 - 3| = 2; its derivative by the weight is -2."""
     model = make_model(pixel_opt={"type": "L1Loss"})
     assert step(model, torch.full((1, 1, 2, 2), 2.0), torch.full((1, 1, 2, 2), 3.0)) == pytest.approx(2.5)
+
+
+def test_lines_of_the_log_stand_above_the_bar_at_a_terminal(monkeypatch, capsys):
+    """From the first step to the last the console's handlers are tqdm's; the bar is gone at the end."""
+    logger = get_root_logger()
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    console = logging.StreamHandler(sys.stderr)
+    monkeypatch.setattr(logger, "handlers", [console])
+    model = make_model(total_iter=2, optim_g={"type": "SGD", "lr": 0.0})
+    data = torch.ones(1, 1, 2, 2)
+    step(model, data, data)
+    assert console not in logger.handlers
+    logger.warning("a line")
+    step(model, data, data, iteration=2)
+    assert logger.handlers == [console]
+    assert "\ra line" in capsys.readouterr().err.replace(" ", "").replace("aline", "a line")
 
 
 def test_the_gradient_norm_is_clipped():
@@ -419,8 +438,6 @@ def test_the_final_validation_has_the_last_iterations_number(recipe, run):
 
 
 def test_testing_writes_pictures_and_each_pictures_numbers(recipe, run, tmp_path):
-    import json
-
     import cv2
     from skimage.metrics import peak_signal_noise_ratio
 
@@ -438,10 +455,28 @@ def test_testing_writes_pictures_and_each_pictures_numbers(recipe, run, tmp_path
     assert record["input"]["psnr"] == pytest.approx(20.2, abs=1)
 
 
+def test_a_tests_record_is_json_where_nothing_finite_comes_out(recipe, run, tmp_path):
+    assert run("train", recipe) == 0
+    weights = torch.load("experiments/tiny/models/net_g_8.pth", weights_only=True)
+    for params in weights.values():
+        if isinstance(params, dict):
+            next(iter(params.values())).fill_(math.nan)
+    torch.save(weights, "nan.pth")
+    test = {key: recipe[key] for key in ("model_type", "num_gpu", "network_g", "val")}
+    test |= {"name": "tested", "datasets": {"test": recipe["datasets"]["val"]}}
+    assert run("test", {**test, "path": {"pretrain_network_g": "nan.pth"}}) == 0
+
+    def refuse(text):
+        raise AssertionError(f"{text} is no JSON")
+
+    text = (tmp_path / "results/tested/metrics.json").read_text()
+    record = json.loads(text, parse_constant=refuse)["val"]
+    assert record["output"]["psnr"] is None and record["images"][0]["output"]["psnr"] is None
+    assert record["input"]["psnr"] == pytest.approx(20.2, abs=1)
+
+
 def test_a_test_uses_the_averaged_weights(recipe, run, tmp_path):
     """The network that training validated is the one that a test loads."""
-    import json
-
     assert run("train", recipe) == 0
     state = torch.load("experiments/tiny/training_states/8.state", weights_only=True)
     live, average = (load_network("experiments/tiny/models/net_g_8.pth", key) for key in ("params", "params_ema"))

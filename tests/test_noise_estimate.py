@@ -6,46 +6,48 @@ import numpy as np
 import pytest
 from skimage import data
 
-from hranet_arch import noise
+from hranet_arch import noise_estimate
+from hranet_arch.noise import add_test_noise
+from hranet_arch.noise_estimate import estimate_sigma
 from tests.conftest import REPOSITORY
 
 
 @pytest.mark.parametrize("sigma", [0, 2, 10, 25, 50])
 def test_noise_alone_is_measured(sigma):
     image = (0.5 + sigma / 255 * np.random.default_rng(0).normal(size=(600, 500))).astype(np.float32)
-    assert noise.estimate_sigma(image) == pytest.approx(sigma, rel=0.02, abs=1e-4)
+    assert estimate_sigma(image) == pytest.approx(sigma, rel=0.02, abs=1e-4)
 
 
 def test_the_filter_keeps_the_deviation_of_white_noise_and_takes_away_slopes():
     x = np.random.default_rng(0).normal(size=(1000, 1000))
-    assert noise._filter_noise(x).std() == pytest.approx(1, rel=0.01)
+    assert noise_estimate._filter_noise(x).std() == pytest.approx(1, rel=0.01)
     rows, columns = np.mgrid[:9, :8]
-    assert np.abs(noise._filter_noise(3.0 * rows**2 + 2 * columns - rows)).max() < 1e-9
+    assert np.abs(noise_estimate._filter_noise(3.0 * rows**2 + 2 * columns - rows)).max() < 1e-9
 
 
 @pytest.mark.parametrize("sigma", [5, 15, 25, 50])
 def test_texture_is_not_taken_for_noise(sigma):
     """The estimate on noisy photographs, whose own noise of 1 to 2 grey levels adds to it in squares."""
     for clean in (data.camera(), data.astronaut()[..., 1]):
-        noisy = noise.add_test_noise(clean / 255, sigma)
-        assert noise.estimate_sigma(noisy) == pytest.approx(sigma, abs=1.2)
+        noisy = add_test_noise(clean / 255, sigma)
+        assert estimate_sigma(noisy) == pytest.approx(sigma, abs=1.2)
 
 
 def test_depth_and_channels_change_nothing():
-    noisy = noise.add_test_noise(data.camera() / 255, 10).clip(0, 1)
-    expected = noise.estimate_sigma(noisy)
-    assert noise.estimate_sigma((noisy * 255).round().astype(np.uint8)) == pytest.approx(expected, abs=0.1)
-    assert noise.estimate_sigma((noisy * 65535).round().astype(np.uint16)) == pytest.approx(expected, abs=0.01)
-    assert noise.estimate_sigma(np.dstack([noisy] * 3)) == pytest.approx(expected, abs=1e-6)
+    noisy = add_test_noise(data.camera() / 255, 10).clip(0, 1)
+    expected = estimate_sigma(noisy)
+    assert estimate_sigma((noisy * 255).round().astype(np.uint8)) == pytest.approx(expected, abs=0.1)
+    assert estimate_sigma((noisy * 65535).round().astype(np.uint16)) == pytest.approx(expected, abs=0.01)
+    assert estimate_sigma(np.dstack([noisy] * 3)) == pytest.approx(expected, abs=1e-6)
     half = np.dstack([noisy, np.zeros_like(noisy)])
-    assert noise.estimate_sigma(half) == pytest.approx(expected / 2**0.5, abs=1e-6)  # the root of the mean square
+    assert estimate_sigma(half) == pytest.approx(expected / 2**0.5, abs=1e-6)  # the root of the mean square
 
 
 def test_white_and_black_areas_are_passed_over():
     image = np.full((200, 200), 255, np.uint8)
     image[:, :150] = (128 + 10 * np.random.default_rng(0).normal(size=(200, 150))).astype(np.uint8)
-    assert noise.estimate_sigma(image) == pytest.approx(10, abs=0.5)
-    assert noise.estimate_sigma(np.full((200, 200), 255, np.uint8)) == 0
+    assert estimate_sigma(image) == pytest.approx(10, abs=0.5)
+    assert estimate_sigma(np.full((200, 200), 255, np.uint8)) == 0
 
 
 @pytest.mark.parametrize(
@@ -53,22 +55,22 @@ def test_white_and_black_areas_are_passed_over():
 )
 def test_small_pictures_are_not_guessed_at(shape, is_known):
     image = np.random.default_rng(0).integers(90, 110, shape, dtype=np.uint8)
-    assert (noise.estimate_sigma(image) is not None) == is_known
+    assert (estimate_sigma(image) is not None) == is_known
 
 
 def test_large_pictures_are_sampled_evenly():
     image = np.zeros((2600, 2100), np.uint8)
-    windows = noise._cut_windows(image)
+    windows = noise_estimate._cut_windows(image)
     assert len(windows) == 16 and all(window.shape == (512, 512) for window in windows)
-    long = noise._cut_windows(np.zeros((20, 10**6), np.uint8))
+    long = noise_estimate._cut_windows(np.zeros((20, 10**6), np.uint8))
     assert len(long) == 4 and all(window.shape == (20, 512) for window in long)
-    assert len(noise._cut_windows(image[:2000, :2000])) == 1
+    assert len(noise_estimate._cut_windows(image[:2000, :2000])) == 1
 
 
 def test_the_documented_errors_are_the_records():
     record = json.loads((REPOSITORY / "docs/records/noise_estimate.json").read_text())
     text = (REPOSITORY / "docs/denoise.md").read_text()
-    names = ("hranet_arch.noise.estimate_sigma", "skimage.restoration.estimate_sigma")
+    names = ("hranet_arch.noise_estimate.estimate_sigma", "skimage.restoration.estimate_sigma")
     found = {(row["estimator"], row["pictures"], row["sigma"]): row for row in record["results"]}
     for sigma in (5, 10, 15, 25, 35, 50, 75):
         rows = [found[name, kind, sigma] for kind in ("float", "uint8") for name in names]

@@ -583,6 +583,10 @@ def test_a_released_network_is_a_start_by_its_name(recipe):
         ),
         (["train:accumulate=3"], "train.accumulate: 3 parts of a batch of 2; at most 2."),
         (
+            ["train:accumulate=2", "train:pixel_opt={type: L1Loss, reduction: sum}"],
+            "train.accumulate: adds up means of parts, but train.pixel_opt.reduction is sum",
+        ),
+        (
             ["datasets:test={name: t, type: SingleImageDataset, dataroot_lq: val}"],
             "datasets.test: training has sets named",
         ),

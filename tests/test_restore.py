@@ -57,6 +57,14 @@ def evaluate(net, x, *args):
         return net(torch.from_numpy(x)[None, None], *args)[0, 0].numpy()
 
 
+def test_a_network_stays_where_it_is(monkeypatch):
+    """Other restorers of it may run elsewhere."""
+    network = load(HRANet(num_feat=4))
+    Denoiser(network, device="meta")
+    assert all(value.device.type == "cpu" for value in network.module.parameters())
+    assert Denoiser(network, device="cpu")(picture(8, 8)).shape == (8, 8)
+
+
 # --- symmetries -------------------------------------------------------------------------------------------------------
 
 
