@@ -20,12 +20,16 @@ def find_device(device: str | torch.device) -> torch.device:
     """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    here = "'auto', 'cpu' and 'cuda'" if torch.cuda.is_available() else "'auto' and 'cpu'"
     try:
         found = torch.device(device)
+    except RuntimeError as error:
+        raise InputError(f"device={device!r} is no device's name. Here {here} can be used.") from error
+    try:
         torch.empty(0, device=found)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = first_line(error)
-        raise InputError(f"device={str(device)!r} cannot be used: {reason} Give 'auto', 'cpu' or 'cuda'.") from error
+        reason = first_line(error).rstrip(".")
+        raise InputError(f"device={str(device)!r} cannot be used: {reason}. Here {here} can be.") from error
     return found
 
 

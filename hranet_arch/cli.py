@@ -6,6 +6,7 @@ Exit status: 0 done; 1 a run that failed; 2 something the user gave cannot be us
 from __future__ import annotations
 
 import argparse
+import errno
 import inspect
 import logging
 import os
@@ -42,14 +43,15 @@ def main(argv: list[str] | None = None) -> None:
         print(f"basicsr: {_without_traceback(error)}", file=sys.stderr)
     except KeyboardInterrupt:
         status = 130
+        print("basicsr: stopped. What is done is kept.", file=sys.stderr)
     except BrokenPipeError:  # `basicsr list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 1
     except OSError as error:
-        if error.filename is None:  # not about a file: a fault of ours
+        if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO):  # a fault of ours
             raise
         status = 2
-        print(f"basicsr: {error.filename}: {error.strerror}.", file=sys.stderr)
+        print(f"basicsr: {error.filename or 'the disk'}: {error.strerror}.", file=sys.stderr)
     sys.exit(status)
 
 
@@ -244,12 +246,18 @@ def _demo(arguments: argparse.Namespace) -> None:
         demo_page.serve(app, listening)
 
 
+def _port(text: str) -> int:
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is no port: 0 to 65535")
+    return int(text)
+
+
 def _add_demo_arguments(parser: argparse.ArgumentParser) -> None:
     text = "networks to choose from: released ones' names, weights, .onnx files (default: all released ones)"
     parser.add_argument("--model", nargs="+", metavar="NAME|FILE", help=text)
     parser.add_argument("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda, cuda:1")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1: this machine alone)")
-    parser.add_argument("--port", type=int, default=7860, metavar="N", help="0: any that is free (7860)")
+    parser.add_argument("--port", type=_port, default=7860, metavar="N", help="0: any that is free (7860)")
 
 
 # --- the parser -------------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from hranet_arch import baselines, memory
 from hranet_arch.errors import InputError
-from hranet_arch.files import whole_file
+from hranet_arch.files import require_writable, whole_file
 from hranet_arch.hranet import HRANet
 from hranet_arch.networks import LoadedNetwork
 from hranet_arch.onnx_network import INSTALL, import_onnxruntime, read_onnx
@@ -73,6 +73,7 @@ def export(network: LoadedNetwork, format: str, path: str | Path, *, is_overwrit
         raise InputError(f"{path}: is there already. Give another name, or --overwrite.")
     if not isinstance(network.module, (HRANet, baselines.DnCNN, baselines.FFDNet, baselines.ADNet)):
         raise InputError(f"{network.name}: is exported already; give the weights that it was made from.")
+    require_writable(path.parent)
     content = {"onnx": _make_onnx, "torchscript": _make_torchscript, "safetensors": _make_safetensors}[format](network)
     differences = compare(network, _READERS[format](content, path))
     path.parent.mkdir(parents=True, exist_ok=True)

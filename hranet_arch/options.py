@@ -280,7 +280,9 @@ def _check_paths(paths: dict) -> list[str]:
                 errors.append(f"path.{key}: {error}")
                 continue
             if not path.is_file():
-                errors.append(f"path.{key}: {value} is not there.")
+                others = sorted(other.name for other in path.parent.glob(f"*{path.suffix}"))
+                there = f" There are {', '.join(others)}." if others else ""
+                errors.append(f"path.{key}: {value} is not there.{there}")
     return errors
 
 

@@ -215,6 +215,9 @@ def load_resume_state(opt: dict) -> dict | None:
         file = models / f"net_{name}_{state['iter']}.pth"
         if not file.is_file():
             raise InputError(f"{path}: its network {file} is missing. Is 'name' ({opt['name']}) that of the run?")
+    total = int(opt["train"]["total_iter"])
+    if state["iter"] > total:  # upstream would save and validate these weights as those of iteration total_iter
+        raise InputError(f"train.total_iter: {total}, but the run has had {state['iter']} iterations. Raise it.")
     check_resume(opt, state["iter"])
     opt["path"]["param_key_g"] = "params"  # of the run's own networks, which take the place of path.pretrain_network_g
     RUN.resume_state = state

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import itertools
 import json
 import os
@@ -26,8 +27,10 @@ from pathlib import Path
 import filelock
 import lmdb
 import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
+from hranet_arch import tiff
 from hranet_arch.errors import InputError
 from hranet_arch.images import SUFFIXES, decode_image, list_pictures
 from hranet_arch.lmdb_writer import FILES, Entry, LMDBWriter, encode, publish, recover, sibling
@@ -347,10 +350,22 @@ def _convert(recipe: _Recipe, key: str, names: tuple[str, ...]) -> list[tuple[di
 
 def _decode(data: bytes, name: str, gray: bool) -> np.ndarray:
     image = decode_image(data, name)
+    if (count := _count_frames(data)) > 1:
+        raise InputError(f"{name}: holds {count} pictures. Split it into files of one.")
     if image.dtype not in (np.uint8, np.uint16):
         raise InputError(f"{name}: pixels of type {image.dtype}; an LMDB's PNGs hold 8 or 16 bits.")
     # 'unchanged' tells grey from colour but keeps alpha and ignores EXIF's orientation, which readers of folders apply.
     return decode_image(data, name, "gray" if gray or image.ndim == 2 else "rgb")
+
+
+def _count_frames(data: bytes) -> int:
+    """Pictures of an animation or a TIFF; a JPEG's others are previews."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            kind, count = image.format, getattr(image, "n_frames", 1)
+        return tiff.count_pages(data) if kind == "TIFF" else 1 if kind in ("JPEG", "MPO") else count
+    except Exception:  # damage and odd headers end in many kinds of errors; OpenCV has read it, which counts
+        return 1
 
 
 def _cut(recipe: _Recipe, key: str, paths: list[Path], images: list[np.ndarray]) -> list[list[Entry]]:

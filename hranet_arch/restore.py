@@ -86,16 +86,10 @@ class Restorer:
         network_g: Mapping[str, object] | None = None,
         backend: Backend | None = None,
     ) -> None:
-        if precision not in ("fp32", "bf16"):
-            raise InputError(f"precision={precision!r} is not allowed: it must be 'fp32' or 'bf16'.")
-        if tile is not None and (not isinstance(tile, int) or isinstance(tile, bool) or tile < tiling.SMALLEST_TILE):
-            raise InputError(
-                f"tile={tile!r} is not allowed: it must be at least {tiling.SMALLEST_TILE} pixels, or None."
-            )
+        self.device = check_arguments(device, precision, tile, backend)
         is_loaded = isinstance(weights, LoadedNetwork)
         self.network = weights if is_loaded else load_network(weights, network_g, backend=backend)
         require_task(self.network, self.task)
-        self.device = arithmetic.find_device(device)
         self.tile = tile
         if self.network.backend == "onnxruntime":
             self._check_onnx(device, precision)
@@ -287,6 +281,24 @@ def enlarge_bicubic(image: Image, scale: int) -> Image:
     return Upscaler(network, device="cpu").restore(image).image
 
 
+def check_arguments(
+    device: str | torch.device, precision: str, tile: int | None, backend: Backend | None
+) -> torch.device:
+    """The device; or an InputError for what no restorer can use, before any network is loaded."""
+    if precision not in ("fp32", "bf16"):
+        raise InputError(f"precision={precision!r} is not allowed: it must be 'fp32' or 'bf16'.")
+    if tile is not None and (not isinstance(tile, int) or isinstance(tile, bool) or tile < tiling.SMALLEST_TILE):
+        raise InputError(
+            f"tile={tile!r} is not allowed: it must be at least {tiling.SMALLEST_TILE} pixels; "
+            "without it the free memory decides."
+        )
+    if backend == "onnxruntime":
+        from hranet_arch.onnx_network import import_onnxruntime
+
+        import_onnxruntime()
+    return arithmetic.find_device(device)
+
+
 class _Scaled:
     """Planes of any depth seen as float: areas come out in [0, 1] on a device, and go in scaled to the depth again.
 
@@ -319,7 +331,9 @@ def _to_planes(image: Image) -> tuple[Tensor, str]:
     Raises:
         InputError: for a shape or a type that is no picture's.
     """
-    given = f"{type(image).__name__} {tuple(getattr(image, 'shape', ()))} {getattr(image, 'dtype', '')}"
+    given = type(image).__name__
+    if isinstance(image, (np.ndarray, Tensor)):
+        given += f" {tuple(image.shape)} {image.dtype}"
     if isinstance(image, np.ndarray):
         allowed = "(h, w), (h, w, 1), (h, w, 3) or (n, h, w, c)"
         planes = _view(image, given)

@@ -9,6 +9,7 @@ import os
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,13 +19,15 @@ from tqdm import tqdm
 
 from hranet_arch import before_after, memory, networks, pictures
 from hranet_arch.errors import InputError, refuse_folder
+from hranet_arch.files import require_writable
 from hranet_arch.noise_estimate import estimate_sigma
 from hranet_arch.pictures import FORMATS, Header, Picture
-from hranet_arch.restore import RESTORERS, Restoration, Restorer, enlarge_bicubic
+from hranet_arch.restore import RESTORERS, Restoration, Restorer, check_arguments, enlarge_bicubic
 
 logger = logging.getLogger(__name__)
 
 Sigma = float | Literal["auto", "blind"]
+UNWRITTEN = (".avif", ".gif", ".heic", ".heif", ".jp2", ".jxl", ".pbm", ".pdf", ".pgm", ".ppm", ".svg", ".tga")
 DEFAULT_SCALE = 2  # how many times pictures are enlarged if neither the user nor a model says it
 
 
@@ -94,17 +97,29 @@ def plan(
         InputError: if an input is not there, if two pictures would have one result, or if a result would lie over one
             of the pictures.
     """
+    if not output:
+        raise InputError("-o is empty. Give a folder, or, for one picture, a file.")
     output = Path(output)
+    if len(inputs) == 1 and output.suffix.lower() in UNWRITTEN and not output.is_dir():
+        kind = output.suffix[1:].upper()
+        raise InputError(f"{output}: {kind} is not written; {', '.join(FORMATS)} are. Give another name, or a folder.")
     is_file = len(inputs) == 1 and Path(inputs[0]).is_file() and output.suffix.lower() in FORMATS
     if not is_file and not output.is_dir() and (output.exists() or output.suffix.lower() in FORMATS):
         raise InputError(f"{output}: -o must be a folder, unless there is one input and it is a file.")
+    is_file = is_file and not output.is_dir()
+    found = [
+        (source, output if is_file else output / name) for source, name in _find_pictures(inputs, output, is_recursive)
+    ]
+    stems = Counter(target.with_suffix("") for _, target in found)
     items = []
-    for source, name in _find_pictures(inputs, output, is_recursive):
-        target = output if is_file and not output.is_dir() else output / name
-        compare = target.with_name(f"{target.stem}_compare.png") if has_compare else None
-        items.append(Item(source, target, compare))
+    for source, target in found:
+        stem = target.name if stems[target.with_suffix("")] > 1 else target.stem  # of a.jpg and a.png two comparisons
+        items.append(Item(source, target, target.with_name(f"{stem}_compare.png") if has_compare else None))
     if not items:
-        raise InputError(f"{', '.join(inputs)}: no pictures ({', '.join(FORMATS)}). Subfolders: --recursive.")
+        raise InputError(
+            f"{', '.join(inputs)}: no pictures. Read are {', '.join(FORMATS)}; other files are passed over, and "
+            "folders in it without --recursive."
+        )
     _check_targets(items)
     return items
 
@@ -119,8 +134,8 @@ def _find_pictures(inputs: Sequence[str], output: Path, is_recursive: bool) -> I
         for path in map(Path, matches):
             found = _list_folder(path, output, is_recursive) if path.is_dir() else [path]
             for source in found:
-                if (real := os.path.realpath(source)) not in seen:
-                    seen.add(real)
+                if (name := os.path.abspath(source)) not in seen:  # of a file and a link to it both have a result
+                    seen.add(name)
                     yield source, source.relative_to(path) if path.is_dir() else Path(source.name)
 
 
@@ -163,10 +178,12 @@ def run(items: Sequence[Item], settings: Settings, *, is_overwriting: bool = Fal
     no half-written file.
 
     Raises:
-        InputError: if the network cannot be loaded, or does not fit the settings.
+        InputError: if the network cannot be loaded, does not fit the settings, or nothing could be written.
         KeyboardInterrupt: at a signal.
     """
     worker = _Worker(settings)
+    for folder in dict.fromkeys(item.target.parent for item in items if is_overwriting or not item.is_done):
+        require_writable(folder)
     with _stop_on_sigterm(), _show_progress(items, is_overwriting) as progress:
         for number, item in enumerate(items, 1):
             progress.set_description(f"{number}/{len(items)} {item.source.name}", refresh=True)
@@ -181,8 +198,10 @@ def _try(item: Item, worker: _Worker, progress: tqdm) -> Outcome:
     begin, before = time.monotonic(), progress.n
     try:
         text = worker.restore(item, lambda header, done: progress.update(before + done * header.pixels - progress.n))
-    except (InputError, OSError) as error:
+    except InputError as error:
         text = str(error) if str(item.source) in str(error) else f"{item.source}: {error}"
+    except OSError as error:
+        text = f"{error.filename or item.source}: {error.strerror or error}."
     except Exception as error:  # whatever is wrong with one picture, the others are done
         text = f"{item.source}: {type(error).__name__}: {error}"
         if memory.is_out_of_memory(error):
@@ -201,6 +220,7 @@ class _Worker:
         self.restorers: dict[str, Restorer] = {}
         self.released: Mapping[str, networks.Description] = {}
         if settings.model is None:
+            check_arguments(settings.device, settings.precision, settings.tile, settings.backend)
             self.released = networks.list_released(settings.task)
             networks.require_any(self.released, settings.task)
             if settings.task == "sr":  # a scale that none has is said before the work

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -44,15 +45,28 @@ class Header:
         """Pixels an inch, across and down; None where the file says nothing that makes sense."""
         unit = {2: 1, 3: 2.54}.get(self.tags.get(RESOLUTION_UNIT, 2), 0)  # inch or centimetre
         fractions = [self.tags.get(code, (0, 1)) for code in RESOLUTION]
-        across, down = (unit * number / max(divisor, 1) for number, divisor in fractions)
+        try:
+            across, down = (unit * number / divisor for number, divisor in fractions)
+        except (TypeError, ValueError, ZeroDivisionError):
+            return None
         return (across, down) if 1 <= min(across, down) and max(across, down) < 65536 else None
+
+
+def count_pages(data: bytes) -> int:
+    """Pictures in a file's bytes; its previews and masks are none."""
+    with tifffile.TiffFile(io.BytesIO(data)) as file:
+        return len(_list_pages(file))
+
+
+def _list_pages(file: tifffile.TiffFile) -> list[tifffile.TiffPage]:
+    return [page for page in file.pages if not (page.is_reduced or page.is_mask)]
 
 
 @contextlib.contextmanager
 def _open(path: Path) -> Iterator[tifffile.TiffPage]:
     try:
         with tifffile.TiffFile(path) as file:
-            pages = [page for page in file.pages if not (page.is_reduced or page.is_mask)]
+            pages = _list_pages(file)
             if len(pages) > 1:
                 raise InputError(
                     f"{path}: holds {len(pages)} pages, and a result would hold one. Split it into files of one page."

@@ -1,5 +1,6 @@
 """The command line: bad input ends in one message, status 2 and an untouched folder; help, list, doctor, plug-ins."""
 
+import errno
 import importlib.metadata
 import os
 import subprocess
@@ -477,6 +478,26 @@ def test_the_module_is_the_command():
     result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr == "basicsr: missing.yml: cannot be read: No such file or directory.\n"
+
+
+def test_a_full_disk_is_no_fault_of_ours(monkeypatch, capsys):
+    """A write tells no file's name, as ``flush`` does."""
+
+    def fail(arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(cli, "_doctor", fail)
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["doctor"])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == "basicsr: the disk: No space left on device.\n"
+
+
+@pytest.mark.parametrize("port", ["80000", "-1", "x"])
+def test_a_port_that_there_is_not_is_refused(port, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["demo", f"--port={port}"])
+    assert stop.value.code == 2 and f"'{port}' is no port: 0 to 65535" in capsys.readouterr().err
 
 
 def test_every_kind_that_is_listed_can_be_asked_for(capsys):

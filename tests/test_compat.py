@@ -6,6 +6,7 @@ import math
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import cv2
@@ -339,6 +340,21 @@ def test_a_training_runs_all_its_iterations(stock, run):
     stock["datasets"]["train"].update(dataroot_gt="three", dataroot_lq="three", dataset_enlarge_ratio=1)
     assert run("train", stock) == 0
     assert torch.load("experiments/tiny/training_states/8.state", weights_only=True)["iter"] == 8
+
+
+@pytest.mark.parametrize(("iteration", "left"), [(8, "0:00:00"), (6, "0:00:20")])
+def test_the_time_that_is_left_is_that_of_the_iterations_left(iteration, left, caplog, monkeypatch):
+    """Ten seconds for each of eight."""
+    import basicsr.train
+    from basicsr.utils import get_root_logger
+
+    monkeypatch.setattr(get_root_logger(), "propagate", True)
+    opt = {"name": "run", "logger": {"print_freq": 1, "use_tb_logger": False}, "train": {"total_iter": 8}}
+    log = basicsr.train.MessageLogger(opt, 1)
+    log.start_time = time.time() - 10 * iteration
+    with caplog.at_level("INFO", "basicsr"):
+        log({"epoch": 0, "iter": iteration, "lrs": [1e-3], "time": 10.0, "data_time": 0.0})
+    assert f"[eta: {left}, " in caplog.text
 
 
 def test_an_epoch_without_a_batch_is_refused(stock, run, capsys):

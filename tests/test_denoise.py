@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from hranet_arch import HRANet, before_after, cli, networks, pictures, png
+from hranet_arch import HRANet, before_after, cli, networks, pictures, png, restore_files
 from hranet_arch.baselines import FFDNet
 from hranet_arch.restore import Denoiser
 from tests.conftest import REPOSITORY
@@ -107,11 +107,18 @@ def test_arguments_that_cannot_be_used_end_with_2_and_do_nothing(capsys):
         (["no*.png", "-o", "out"], "no file fits"),
         (["in", "-o", "out.png"], "must be a folder"),
         (["in", "-o", "net.pth"], "must be a folder"),
+        (["in/a.png", "-o", "clean.gif"], "clean.gif: GIF is not written; .png"),
+        (["in/a.png", "-o", ""], "-o is empty"),
         (["in/a.png", "-o", "out", "--tile", "3"], "tile=3"),
-        (["in/a.png", "-o", "out", "--device", "tpu"], "tpu"),
+        (["in/a.png", "-o", "out", "--device", "tpu"], "device='tpu' is no device's name. Here 'auto' and 'cpu' can"),
     ):
         assert run(*arguments) == 2
         assert message in capsys.readouterr().err
+    release("gray", HRANet(num_feat=4), color="gray", sigma="[0, 55]")
+    for arguments, message in ((["--tile", "3"], "tile=3"), (["--device", "tpu"], "device='tpu'")):
+        assert run("in/a.png", "-o", "out", *arguments, model=None) == 2  # before any network is chosen
+        assert message in capsys.readouterr().err
+    Path("released/gray.safetensors").unlink()
     Path("empty").mkdir()
     assert run("empty", "-o", "out") == 2 and "no pictures" in capsys.readouterr().err
     for sigma in ("x", "-1", "256", "nan"):
@@ -119,6 +126,28 @@ def test_arguments_that_cannot_be_used_end_with_2_and_do_nothing(capsys):
     assert run("in", "-o", "out", model="gone") == 2 and "None are released yet" in capsys.readouterr().err
     assert run("in", "-o", "out", model=None) == 2 and "--model FILE" in capsys.readouterr().err
     assert Path("in/a.png").read_bytes() == before and not Path("out").exists()
+
+
+def test_a_folder_that_cannot_be_written_to_is_told_of_before_the_work(monkeypatch, capsys):
+    make("in/a.png", 5, 5)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    monkeypatch.setattr(restore_files._Worker, "restore", lambda self, item, report: pytest.fail("begins the work"))
+    assert run("in", "-o", "out") == 2
+    assert "out: cannot be written to" in capsys.readouterr().err and not Path("out").exists()
+
+
+def test_a_file_and_a_link_to_it_both_have_a_result():
+    make("in/a.png", 5, 5)
+    Path("in/b.png").symlink_to("a.png")
+    assert run("in", "-o", "out") == 0
+    assert listed() == ["a.png", "b.png"]
+
+
+def test_a_file_that_cannot_be_opened_is_named_in_words(capsys):
+    make("in/a.png", 5, 5)
+    Path("in/b.png").symlink_to("gone.png")
+    assert run("in", "-o", "out") == 1
+    assert "failed: in/b.png: No such file or directory." in capsys.readouterr().err
 
 
 def test_a_link_to_an_input_is_not_written_over():
@@ -329,6 +358,15 @@ def test_pictures_of_any_size_and_depth_are_compared(shape, dtype):
     width = (composed.shape[1] - 8) // 2
     assert max(composed.shape) <= 2 * 960 + 8
     assert np.array_equal(composed[:, :width], composed[:, width + 8 :])
+
+
+def test_pictures_that_differ_in_suffix_alone_have_two_comparisons():
+    make("in/a.png", 9, 9)
+    make("in/a.tif", 9, 9)
+    make("in/b.png", 9, 9)
+    assert run("in", "-o", "out", "--compare") == 0
+    comparisons = ["a.png_compare.png", "a.tif_compare.png", "b_compare.png"]
+    assert listed() == sorted(["a.png", "a.tif", "b.png", *comparisons])
 
 
 def test_comparisons_lie_beside_the_results_and_stand_upright(capsys):

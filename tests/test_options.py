@@ -544,6 +544,10 @@ def test_missing_data_comes_with_the_command_that_makes_it(recipe):
     assert message.count(command) == 2
     assert "meta_info_file: list.txt is not there" in refusal(change(recipe, "datasets:val:meta_info_file=list.txt"))
     assert "path.pretrain_network_g: x.pth is not there." in refusal(change(recipe, "path:pretrain_network_g=x.pth"))
+    for name in ("net_g_8.pth", "net_g_best.pth", "8.state"):
+        Path(name).write_bytes(b"")
+    message = refusal(change(recipe, "path:pretrain_network_g=x.pth"))
+    assert "x.pth is not there. There are net_g_8.pth, net_g_best.pth." in message
 
 
 def test_a_released_network_is_a_start_by_its_name(recipe):

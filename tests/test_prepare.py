@@ -10,6 +10,8 @@ import cv2
 import lmdb
 import numpy as np
 import pytest
+import tifffile
+from PIL import Image
 
 from hranet_arch import lmdb_writer, prepare
 from hranet_arch.datasets import GaussianDenoisingDataset
@@ -117,6 +119,23 @@ def test_folders_are_scanned_sorted_with_links_without_hidden_files(tmp_path):
     assert list(read_lmdb(tmp_path / "out.lmdb")) == ["a", "b_z", "link_y"]
     opt = {"name": "x", "phase": "val", "dataroot_gt": str(tmp_path / "in"), "sigma": 25, "color": "rgb"}
     assert GaussianDenoisingDataset(opt).store.keys == ["a.png", "b/z.PNG", "link/y.png"]
+
+
+def test_files_of_several_pictures_are_refused(tmp_path):
+    """A JPEG's and a TIFF's previews are no pictures of their own."""
+    frames = [Image.fromarray(make_picture(8, 9, seed=seed)) for seed in range(2)]
+    (tmp_path / "in").mkdir()
+    for name in ("a.png", "a.webp", "a.tif"):
+        frames[0].save(tmp_path / "in" / name, save_all=True, append_images=frames[1:])
+        with pytest.raises(InputError, match=rf"{name}: holds 2 pictures. Split it into files of one"):
+            prepare_lmdb(tmp_path / "in", tmp_path / "out.lmdb")
+        (tmp_path / "in" / name).unlink()
+    frames[0].save(tmp_path / "in" / "b.jpg", "MPO", save_all=True, append_images=frames[1:])
+    with tifffile.TiffWriter(tmp_path / "in" / "c.tif") as file:
+        file.write(make_picture(8, 9))
+        file.write(make_picture(4, 5), subfiletype=1)
+    prepare_lmdb(tmp_path / "in", tmp_path / "out.lmdb")
+    assert list(read_lmdb(tmp_path / "out.lmdb")) == ["b", "c"]
 
 
 def test_awkward_names_get_safe_distinct_keys_that_do_not_depend_on_order(tmp_path):
