@@ -18,7 +18,7 @@ from hranet_arch.errors import InputError, Interrupted, TrainingError
 
 CHANNEL_KEYS = ("num_in_ch", "in_chans", "in_channels")  # what networks call the channels of their input
 
-EXAMPLES = """examples:
+EXAMPLES = """examples, where options/ of the repository is:
   basicsr train -opt options/train_hranet.yml
   basicsr train -opt options/train_hranet.yml --auto_resume
   basicsr train -opt options/train_hranet.yml --force_yml train:total_iter=1000 network_g:num_feat=32
@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> None:
         print(f"basicsr: {_without_traceback(error)}", file=sys.stderr)
     except KeyboardInterrupt:
         status = 130
-        print("basicsr: stopped. What is done is kept.", file=sys.stderr)
+        print("basicsr: stopped.", file=sys.stderr)
     except BrokenPipeError:  # `basicsr list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 1

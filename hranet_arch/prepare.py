@@ -84,7 +84,7 @@ def prepare_lmdb(
     Depth (8 or 16 bit) and grey stay as the files have them; palettes and grey with alpha become colours, alpha is
     dropped, EXIF's orientation is applied. A key is the file's relative path without suffix, separators as ``_``, if
     that is plain ASCII (letters, digits, ``_``, ``-``), short and unique; else it is made safe and gets a hash of the
-    name.
+    name. Animations and TIFFs of several pages cannot be used.
 
     Args:
         input_dir: folder with pictures, searched with its subfolders.

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import logging
 import os
 import re
 from pathlib import Path
@@ -412,6 +413,20 @@ def test_a_prefetching_thread_needs_workers_of_its_own(recipe, workers):
     assert "datasets.train.prefetch_mode: 'cpu' needs num_worker_per_gpu > 0" in refusal(recipe)
 
 
+@pytest.mark.parametrize("key", ["tile", "halo", "best_on"])
+def test_what_basicsrs_model_leaves_out_is_said(recipe, key, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("hranet_arch"), "propagate", True)
+    recipe["model_type"] = "SRModel"
+    recipe["train"] = {name: recipe["train"][name] for name in ("total_iter", "optim_g", "scheduler")}
+    recipe["train"]["pixel_opt"] = {"type": "L1Loss"}
+    recipe["val"] = {"metrics": {"psnr": {"type": "calculate_psnr", "crop_border": 0}}}
+    check(copy.deepcopy(recipe))
+    assert "SRModel" not in caplog.text
+    recipe["val"][key] = "val" if key == "best_on" else 16
+    check(recipe)
+    assert f"val.{key}: SRModel " in caplog.text
+
+
 def test_a_list_of_pictures_in_the_home_folder(recipe, monkeypatch):
     monkeypatch.setenv("HOME", str(Path.cwd()))
     Path("list.txt").write_text("0.png\n")
@@ -586,6 +601,10 @@ def test_a_released_network_is_a_start_by_its_name(recipe):
             "datasets: two sets are named 'val'",
         ),
         (["train:accumulate=3"], "train.accumulate: 3 parts of a batch of 2; at most 2."),
+        (
+            ["datasets:val:dataroot_gt=val.lmdb", "datasets:val:meta_info_file=list.txt"],
+            "datasets.val.meta_info_file: LMDBs have a list of their own.",
+        ),
         (
             ["train:accumulate=2", "train:pixel_opt={type: L1Loss, reduction: sum}"],
             "train.accumulate: adds up means of parts, but train.pixel_opt.reduction is sum",
