@@ -97,16 +97,8 @@ def plan(
         InputError: if an input is not there, if two pictures would have one result, or if a result would lie over one
             of the pictures.
     """
-    if not output:
-        raise InputError("-o is empty. Give a folder, or, for one picture, a file.")
+    is_file = _names_file(inputs, output)
     output = Path(output)
-    if len(inputs) == 1 and output.suffix.lower() in UNWRITTEN and not output.is_dir():
-        kind = output.suffix[1:].upper()
-        raise InputError(f"{output}: {kind} is not written; {', '.join(FORMATS)} are. Give another name, or a folder.")
-    is_file = len(inputs) == 1 and Path(inputs[0]).is_file() and output.suffix.lower() in FORMATS
-    if not is_file and not output.is_dir() and (output.exists() or output.suffix.lower() in FORMATS):
-        raise InputError(f"{output}: -o must be a folder, unless there is one input and it is a file.")
-    is_file = is_file and not output.is_dir()
     found = [
         (source, output if is_file else output / name) for source, name in _find_pictures(inputs, output, is_recursive)
     ]
@@ -122,6 +114,23 @@ def plan(
         )
     _check_targets(items)
     return items
+
+
+def _names_file(inputs: Sequence[str], output: str | Path) -> bool:
+    """Whether ``-o`` names a file, and not a folder; refuses what is neither."""
+    if not output:
+        raise InputError("-o is empty. Give a folder, or, for one picture, a file.")
+    output = Path(output)
+    if output.is_dir():
+        return False
+    suffix = output.suffix.lower()
+    if suffix in UNWRITTEN and len(inputs) == 1:
+        kinds = ", ".join(FORMATS)
+        raise InputError(f"{output}: {suffix[1:].upper()} is not written; {kinds} are. Give another name, or a folder.")
+    is_file = suffix in FORMATS and len(inputs) == 1 and Path(inputs[0]).is_file()
+    if not is_file and (output.exists() or suffix in FORMATS):
+        raise InputError(f"{output}: -o must be a folder, unless there is one input and it is a file.")
+    return is_file
 
 
 def _find_pictures(inputs: Sequence[str], output: Path, is_recursive: bool) -> Iterator[tuple[Path, Path]]:
