@@ -45,7 +45,7 @@ def calculate_psnrb(img: np.ndarray, img2: np.ndarray, crop_border: int = 0) -> 
         crop_border: pixels left out at each edge, a multiple of 8 where blocks are to stay in place.
 
     Returns:
-        ``10 log10(255^2 / (mse + bef))``; ``inf`` for equal pictures.
+        ``10 log10(255^2 / (mse + bef))``; ``inf`` for equal pictures. One pixel high or wide they have no blocks: PSNR.
 
     Raises:
         ValueError: for different shapes, or a border that leaves no pixel.
@@ -61,7 +61,9 @@ def calculate_psnrb(img: np.ndarray, img2: np.ndarray, crop_border: int = 0) -> 
 
 
 def _measure_blocks(image: np.ndarray, block: int = 8) -> float:
-    """The blocking effect factor, in squared grey levels."""
+    """The blocking effect factor, in squared grey levels; 0 for a picture one pixel high or wide, which has none."""
+    if min(image.shape[:2]) < 2:
+        return 0.0
     at_borders, elsewhere = [], []
     for axis in (0, 1):
         steps = np.moveaxis(np.diff(image, axis=axis) ** 2, axis, 0)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import numbers
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -90,7 +91,7 @@ class Restorer:
         is_loaded = isinstance(weights, LoadedNetwork)
         self.network = weights if is_loaded else load_network(weights, network_g, backend=backend)
         require_task(self.network, self.task)
-        self.tile = tile
+        self.tile = None if tile is None else int(tile)
         if self.network.backend == "onnxruntime":
             self._check_onnx(device, precision)
         self.precision = arithmetic.choose(precision, self.device, logger.warning)
@@ -242,7 +243,7 @@ class Restorer:
             sigma = estimate_sigma(np.concatenate([_to_array(one) for one in x], axis=-1))
         if sigma is None:
             raise InputError(f"{name} must be told the noise level: give sigma in grey levels, or 'auto'.")
-        if isinstance(sigma, bool) or not isinstance(sigma, (int, float)) or not 0 <= sigma <= 255:
+        if isinstance(sigma, bool) or not isinstance(sigma, numbers.Real) or not 0 <= sigma <= 255:
             raise InputError(f"sigma={sigma!r} is not allowed: it must be grey levels from 0 to 255, or 'auto'.")
         return float(sigma)
 
@@ -287,7 +288,8 @@ def check_arguments(
     """The device; or an InputError for what no restorer can use, before any network is loaded."""
     if precision not in ("fp32", "bf16"):
         raise InputError(f"precision={precision!r} is not allowed: it must be 'fp32' or 'bf16'.")
-    if tile is not None and (not isinstance(tile, int) or isinstance(tile, bool) or tile < tiling.SMALLEST_TILE):
+    is_whole = isinstance(tile, numbers.Integral) and not isinstance(tile, bool)  # NumPy's too
+    if tile is not None and not (is_whole and tile >= tiling.SMALLEST_TILE):
         raise InputError(
             f"tile={tile!r} is not allowed: it must be at least {tiling.SMALLEST_TILE} pixels; "
             "without it the free memory decides."

@@ -170,8 +170,13 @@ def describe(run: Path, recipe: Path, opt: dict, network: HRANet) -> dict:
     # From the recipe: the options of a run that was resumed name a checkpoint of its own.
     start = (option_files.read_options(recipe).get("path") or {}).get("pretrain_network_g")
     state = load_newest_state(run)
-    best = state["best"][best_on]
-    metric = next(iter(best))
+    metric, options = next(iter(opt["val"]["metrics"].items()))  # it has picked the best
+    if options["type"] != "calculate_psnr":
+        raise InputError(
+            f"{run}: its best weights were picked by {options['type']}; a card says by which PSNR. Train with "
+            "calculate_psnr as the first of val.metrics."
+        )
+    best = state["best"][best_on][metric]
     return {
         "name": opt["name"],
         "network": opt["network_g"],
@@ -195,8 +200,8 @@ def describe(run: Path, recipe: Path, opt: dict, network: HRANet) -> dict:
             "set": val["name"],
             "data_sha256": hash_data(val),
             LEVELS[task]: read_degradation(val)[1] if task else val["degradations"],
-            "psnr": round(best[metric]["val"], 4),
-            "iteration": best[metric]["iter"],
+            "psnr": round(best["val"], 4),
+            "iteration": best["iter"],
         },
         "licence": "Trained on pictures of the Berkeley segmentation data sets, which are for non-commercial research "
         "and education.",

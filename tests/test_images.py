@@ -385,6 +385,14 @@ def test_psnrb_equals_its_authors_loops():
     assert calculate_psnrb(restored, original) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("shape", [(1, 20), (20, 1), (1, 1)])
+def test_pictures_one_pixel_high_or_wide_have_no_blocks(shape):
+    """An error of 1 everywhere: 255^2 = 48.13 dB."""
+    restored = np.zeros(shape)
+    restored[8:] = restored[:, 8:] = 2
+    assert calculate_psnrb(restored, np.ones(shape)) == pytest.approx(20 * np.log10(255))
+
+
 @pytest.mark.parametrize(("shape", "border"), [((9, 9, 1), 0), ((9, 8), 0), ((9, 9), 5)])
 def test_psnrb_refuses_other_shapes_and_borders_that_leave_nothing(shape, border):
     with pytest.raises(ValueError, match="calculate_psnrb: "):

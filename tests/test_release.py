@@ -115,6 +115,16 @@ def test_weights_of_an_iteration_that_no_state_knows_are_refused(trained):
     assert not Path("weights").exists()
 
 
+def test_weights_that_another_metric_picked_are_refused(trained):
+    run, _ = trained
+    options = yaml.safe_load(next(run.glob("*.yml")).read_text("utf-8"))
+    options["val"]["metrics"] = dict(reversed(options["val"]["metrics"].items()))
+    (run / "newer.yml").write_text(yaml.safe_dump(options, sort_keys=False), encoding="utf-8")
+    with pytest.raises(InputError, match="its best weights were picked by calculate_ssim; a card says by which PSNR"):
+        release(run, None)
+    assert not Path("weights").exists()
+
+
 def test_a_card_names_the_precision_that_was_computed(recipe, run, monkeypatch):
     monkeypatch.setattr(arithmetic, "is_fast", lambda precision, device: precision == "fp32")
     recipe["train"]["precision"] = "bf16"

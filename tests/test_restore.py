@@ -362,11 +362,20 @@ def test_what_is_no_picture_is_refused(image, message):
 
 
 @pytest.mark.parametrize(
-    "settings", [{"precision": "fp16"}, {"tile": 0}, {"tile": 15}, {"tile": True}, {"tile": 64.0}, {"device": "tpu"}]
-)
+    "settings",
+    [
+        {"precision": "fp16"}, {"tile": 0}, {"tile": 15}, {"tile": True}, {"tile": 64.0}, {"tile": np.float32(64)},
+        {"device": "tpu"},
+    ],
+)  # fmt: skip
 def test_settings_that_are_not_allowed_are_refused(settings):
     with pytest.raises(InputError, match=str(next(iter(settings)))):
         Denoiser(load(make(num_feat=8)), **settings)
+
+
+def test_a_tile_may_be_numpys_number():
+    tile = Denoiser(load(make(num_feat=4)), tile=np.int64(64)).tile
+    assert tile == 64 and type(tile) is int
 
 
 def test_the_noise_level_goes_to_networks_that_take_it():
@@ -375,7 +384,10 @@ def test_the_noise_level_goes_to_networks_that_take_it():
     x = (0.5 + 20 / 255 * np.random.default_rng(0).normal(size=(256, 256))).astype(np.float32)
     assert np.abs(denoiser(x, sigma=40) - evaluate(net, x, 40)).max() < 1e-6
     assert denoiser.restore(x, sigma="auto").sigma == pytest.approx(20, abs=1)
-    for sigma, message in ((None, "must be told"), (-1, "-1"), (300, "300"), ("25", "'25'"), (True, "True")):
+    for number in (np.int64(40), np.float32(40)):
+        assert np.array_equal(denoiser(x, sigma=number), denoiser(x, sigma=40))
+    for sigma, message in ((None, "must be told"), (-1, "-1"), (300, "300"), ("25", "'25'"), (True, "True"),
+                           (np.float32(300), "300"), (np.True_, "True")):  # fmt: skip
         with pytest.raises(InputError, match=message):
             denoiser(x, sigma=sigma)
     with pytest.raises(InputError, match="not told the noise level"):
