@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.tensorboard import SummaryWriter
@@ -127,6 +128,47 @@ def test_curves_agree_where_windows_do():
     assert compare_curves(flat, [0.01 * 10**0.029] * 100)["agree"]
 
 
+def test_curves_that_spread_agree_within_three_standard_errors():
+    """Windows of 50 losses, half 0.005 and half 0.015: each mean is known to 0.31 dB, their ratio to 0.44 dB."""
+    from benchmark_training import compare_curves
+
+    spread = [0.005, 0.015] * 50
+    assert compare_curves(spread, [value * 10**0.1 for value in spread])["agree"]  # 1 dB
+    assert not compare_curves(spread, [value * 10**0.15 for value in spread])["agree"]
+
+
+def test_waiting_is_a_share_and_what_was_read_ahead_is_not_timed():
+    from benchmark_training import Training
+
+    training, asked = object.__new__(Training), []
+    training.device, training.read_ahead = "cpu", 4
+    training.run = lambda steps: (asked.append(steps), (0.5, 0.1))[1]
+    assert training.run_turn(10) == {"seconds": 0.5, "waiting": 0.2} and asked == [4, 10]
+
+
+def test_a_time_is_the_mean_of_its_runs(monkeypatch):
+    """A quarter of a second each; the first takes longer, and is not timed."""
+    import benchmark_inference
+
+    inference, runs, clock = object.__new__(benchmark_inference.Inference), [], [0.0]
+    inference.device, inference.noisy = torch.device("cpu"), None
+
+    def denoise(noisy):
+        clock[0] += 0.25 if runs else 100
+        runs.append(noisy)
+
+    inference.denoise = denoise
+    monkeypatch.setattr(benchmark_inference.time, "perf_counter", lambda: clock[0])
+    assert inference.time(1.0) == 0.25 and len(runs) == 1 + 4
+
+
+def test_quality_is_that_of_what_a_file_can_show():
+    """-1 is black; the error of 0.1 is of half the pixels."""
+    from benchmark_inference import psnr
+
+    assert psnr(np.array([[-1.0, 0.9]]), np.array([[0.0, 1.0]])) == pytest.approx(-10 * np.log10(0.01 / 2))
+
+
 @pytest.mark.parametrize(
     ("device", "own", "others"), [("cpu", "keep_memory", "compile"), ("cuda", "compile", "keep_memory")]
 )
@@ -138,6 +180,33 @@ def test_every_option_is_measured_alone_and_left_out(device, own, others, monkey
     for key in ("degrade_on", "channels_last", "precision", "fused", own):
         assert contestants[f"only {key}"][key] == contestants["ours"][key] != contestants[f"without {key}"][key]
     assert f"only {others}" not in contestants
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_each_contestant_of_inference_has_the_options_of_its_name(device, monkeypatch):
+    from benchmark_inference import list_contestants
+
+    monkeypatch.setattr(arithmetic, "is_fast", lambda precision, device: True)
+    contestants = list_contestants(device)
+    on = {name: {key for key, value in options.items() if value} for name, options in contestants.items()}
+    for name, found in on.items():
+        kind, _, key = name.partition(" ")
+        if kind == "only":
+            assert found == {key}
+        if kind == "without":  # fused convolutions are channels-last
+            assert found == on["ours"] - ({key, "fuse"} if key == "channels_last" else {key})
+
+
+def test_options_of_inference_reach_the_network(monkeypatch):
+    from benchmark_inference import Inference, list_contestants
+
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)  # it would outlast this test
+    settings, stock = {"device": "cpu", "threads": 1, "num_feat": 4, "weights": None}, list_contestants("cpu")["stock"]
+    plain, folded, rough = (Inference(settings, {**stock, **on}) for on in ({}, {"fold": True}, {"bf16": True}))
+    has_norms = [any("running_mean" in name for name in one.network.state_dict()) for one in (plain, folded)]
+    assert has_norms == [True, False]
+    x = torch.rand(1, 1, 16, 16)
+    assert not torch.equal(plain.denoise(x), rough.denoise(x))
 
 
 @pytest.mark.parametrize("has_bf16", [True, False])

@@ -6,7 +6,9 @@ import os
 import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -21,6 +23,7 @@ from hranet_arch import (
     checkpoints,
     cli,
     compare,
+    complexity,
     journal,
     methods,
     noise,
@@ -167,6 +170,67 @@ def test_the_noise_is_named_in_the_record(options):
     assert protocol.noise.seed == "0 for each picture" and "RandomState" in protocol.noise.generator
     # Clipping takes noise away: fewer than the 14.15 dB of the formula.
     assert read().find("Noisy", "A", 50).psnr_float > 14.3
+
+
+def test_other_noise_is_measured_anew(options):
+    options |= {"methods": {"NLM": {"method": "non_local_means"}}, "sigma": [50], "costs": {"sizes": []}}
+    assert run({**options, "noise": "gaussian"}) == 0
+    before = read().find("Noisy", "A", 50).psnr_float
+    assert run({**options, "noise": "gaussian_clipped_8bit"}) == 0
+    assert read().find("Noisy", "A", 50).psnr_float > before + 0.1
+
+
+def test_a_method_is_measured_at_its_own_levels_alone(options):
+    options |= {"methods": {"DnCNN": {"weights": "dncnn_{sigma}.pth", "levels": [25]}}, "costs": {"sizes": []}}
+    assert run(options) == 0
+    assert [one.level for one in read().results if one.method == "DnCNN"] == [25, 25]
+
+
+def test_a_level_named_twice_is_measured_once_and_two_pictures_of_one_name_are_refused(options, capsys):
+    options |= {"methods": {"NLM": {"method": "non_local_means"}}, "costs": {"sizes": []}}
+    cv2.imwrite("datasets/B/0.bmp", np.zeros((9, 9), np.uint8))
+    assert run({**options, "sigma": [25, 25.0]}) == 1
+    assert "two pictures are called 0. Keep one" in capsys.readouterr().err
+    assert read().protocol.levels == [25] and len(read().results) == 2
+
+
+def test_grey_saved_as_colour_is_grey():
+    assert plan._find_channel_fault(np.full((4, 4, 3), 7, np.uint8), "gray") is None
+
+
+# --- costs ------------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_timed_is_what_the_network_is_given():
+    seen = []
+    method = SimpleNamespace(input_size=lambda h, w: (1, h // 2, w // 2), network=lambda x: seen.append(tuple(x.shape)))
+    timed = compare._Timed(method, [16, 24])
+    timed(torch.zeros(1, 3, 16, 24))
+    assert timed.size == (1, 8, 12) and seen == [(1, 1, 8, 12)]
+
+
+def test_costs_of_super_resolution_are_those_of_each_scale(options, monkeypatch):
+    """A network that enlarges has a small picture to look at; one after bicubic's enlargement the large one's luma."""
+    monkeypatch.setattr(complexity, "measure_latency", partial(complexity.measure_latency, block_time=0.001))
+    networks = {scale: HRANet(num_in_ch=3, num_out_ch=3, num_feat=4, upscale=scale) for scale in (2, 4)}
+    for scale, network in networks.items():
+        for kind, size in (("gt", 48), ("lq", 48 // scale)):
+            Path(f"datasets/S/x{scale}/{kind}").mkdir(parents=True)
+            cv2.imwrite(f"datasets/S/x{scale}/{kind}/0.png", np.full((size, size, 3), 99, np.uint8))
+        save(Path(f"weights/x{scale}.pth"), network)
+    save(Path("weights/luma.pth"), DnCNN(num_feat=4, num_conv=3, bn=False))
+    luma = {"weights": "luma.pth", "enlarge_first": True, "channel": "y"}
+    options |= {"task": "sr", "color": "rgb", "scale": [2, 4], "sigma": None}
+    options["testsets"] = {"S": {"gt": "S/x{scale}/gt", "lq": "S/x{scale}/lq"}}
+    options["methods"] = {"Net": {"weights": "x{scale}.pth"}, "Luma": luma}
+    options["costs"] = {"sizes": [[48, 48]], "macs_size": [48, 48], "rounds": 1}
+    assert run(options) == 0
+    found = read().methods
+    sizes = [(cost.level, cost.macs_size, cost.latency[0].size) for cost in found["Net"].costs]
+    assert sizes == [(2, (3, 24, 24), (3, 24, 24)), (4, (3, 12, 12), (3, 12, 12))]
+    assert found["Luma"].costs[0].latency[0].size == (1, 48, 48) and found["Net"].published == "Net"
+    counts = [complexity.count_parameters(network) for network in networks.values()]
+    assert [cost.parameters for cost in found["Net"].costs] == counts
 
 
 # --- what is written --------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import random
 import subprocess
 import sys
 import textwrap
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from hranet_arch import compat, registration
+from hranet_arch import compat, fixes, registration
 from hranet_arch.errors import InputError, TrainingError
 from tests.conftest import REPOSITORY, load_network, make_pictures
 
@@ -145,8 +146,6 @@ class DrawingDataset(torch.utils.data.Dataset):
         return 4
 
     def __getitem__(self, index):
-        import random
-
         drawn = torch.tensor([random.random(), float(np.random.rand()), float(torch.rand(()))])
         image = torch.full((3, 16, 16), 0.5)
         return {"lq": image, "gt": image, "lq_path": str(index), "gt_path": str(index), "drawn": drawn}
@@ -277,6 +276,10 @@ def test_another_optimiser_begins_anew_on_a_resume(stock, run, capfd, first, sec
     assert steps <= {4}  # of the second alone
 
 
+def test_without_momentum_an_optimiser_keeps_other_averages():
+    assert fixes._list_averages("SGD", [{"momentum": 0}]) != fixes._list_averages("SGD", [{"momentum": 0.9}])
+
+
 def test_a_resume_takes_new_metrics_and_those_turned_round(stock, run):
     stock["model_type"] = "RestorationModel"  # whose states know the best
     assert run("train", stock, "--force_yml", "train:total_iter=4") == 0
@@ -382,6 +385,17 @@ def test_epochs_draw_anew_whatever_the_workers(workers):
         torch.testing.assert_close(next(iter(alone))["drawn"], epochs[0])
 
 
+def test_a_sample_leaves_every_generator_alone():
+    from hranet_arch.pipeline import SeededDataset
+
+    def describe():
+        return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+
+    before = describe()
+    SeededDataset(DrawingDataset({"name": "drawing"}))[0, 5]
+    assert describe() == before
+
+
 # --- data ---
 
 
@@ -426,6 +440,12 @@ def test_a_launch_that_fails_leaves_the_earlier_run(stock, run, tmp_path):
     assert run("train", stock) == 2
     after = sorted(str(p.relative_to(tmp_path)) for p in tmp_path.glob("*/tiny/**/*") if p.is_file())
     assert after == before and not list(tmp_path.glob("*/*_archived_*"))
+
+
+def test_a_first_launch_that_fails_leaves_no_folder(stock, run):
+    stock["datasets"]["train"]["batch_size_per_gpu"] = 32  # found only after BasicSR has made the folder
+    assert run("train", stock) == 2
+    assert not Path("experiments/tiny").exists()
 
 
 def test_a_first_step_that_fails_leaves_the_earlier_run(stock, run, tmp_path, monkeypatch):

@@ -53,6 +53,10 @@ def test_shared_parameters_count_once_and_buffers_not():
     assert complexity.count_parameters(nn.Sequential(layer, layer, nn.BatchNorm2d(2, affine=False))) == 4
 
 
+def test_frozen_parameters_are_parameters():
+    assert complexity.count_parameters(nn.Linear(3, 2).requires_grad_(False)) == 3 * 2 + 2
+
+
 @pytest.mark.parametrize(
     ("module", "size", "macs"),
     [

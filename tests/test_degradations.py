@@ -66,11 +66,22 @@ def test_gamma_makes_the_noise_of_the_dark_the_stronger_one():
         assert noisy.std() == pytest.approx(expected, rel=0.03)
 
 
+def test_noise_of_white_goes_beyond_white_with_a_gamma_too():
+    noisy = PoissonGaussianNoise(photons=100, gamma=2.2)(np.ones((64, 64, 1), np.float32), random())
+    assert noisy.max() > 1.05
+
+
+def test_light_beyond_0_to_1_is_clipped_before_photons_are_counted():
+    noisy = PoissonGaussianNoise(photons=1e6)(np.array([[[-0.5], [1.5]]], np.float32), random())
+    np.testing.assert_allclose(noisy.ravel(), [0, 1], atol=0.01)
+
+
 def test_exposures_differ_by_stops():
     """Half of the draws from 10 to 1000 photons lie below 100, the middle of the logarithms."""
     flat, generator, step = np.full((100, 100, 1), 1, np.float32), random(), PoissonGaussianNoise(photons=[10, 1000])
     photons = np.array([1 / step(flat, generator).var() for _ in range(300)])
     assert np.mean(photons < 100) == pytest.approx(0.5, abs=0.08)
+    assert step.has_range and PoissonGaussianNoise(photons=9, sigma=[0, 5]).has_range
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -101,6 +112,14 @@ def test_bicubic_downsampling_is_matlabs_and_can_enlarge_again(picture):
     np.testing.assert_allclose(again, bottom.permute(1, 2, 0), atol=1e-6)
 
 
+def test_each_of_several_scales_is_drawn(picture):
+    step, generator = BicubicDownsampling(scale=[2, 3, 4], enlarge=True), random()
+    known = [BicubicDownsampling(scale=[scale], enlarge=True)(picture, random()) for scale in (2, 3, 4)]
+    found = [step(picture, generator) for _ in range(30)]
+    hits = [sum(np.array_equal(one, other) for other in found) for one in known]
+    assert sum(hits) == 30 and min(hits) > 0
+
+
 def test_a_grey_view_that_is_turned_round_is_taken(picture):
     """Its one channel reversed, a grey picture counts as contiguous for NumPy; torch refuses the negative stride."""
     gray, step = picture[..., :1], BicubicDownsampling(scale=[2], enlarge=True)
@@ -129,6 +148,12 @@ def test_steps_run_in_their_order_and_add_up():
     ])  # fmt: skip
     # 2 * 2 of the first, 4 * 3 of the second behind a half, 2 * 2 of the third behind a half: 4 + 24 + 8.
     assert (steps.scale, steps.margin, steps.has_range) == (4, 36, False)
+
+
+def test_margins_are_whole_pixels_of_the_small_picture_and_those_of_the_widest_branch():
+    enlarged = {"type": "BicubicDownsampling", "scale": 2, "enlarge": True}
+    assert Degradations([enlarged, {"type": "BicubicDownsampling", "scale": 3}]).margin == 15  # 8 + 6, a multiple of 3
+    assert OneOf(branches=[[], [{**enlarged, "scale": [4]}], [enlarged]]).margin == 16
 
 
 @pytest.mark.parametrize(
@@ -175,6 +200,14 @@ def test_a_test_picture_is_cut_to_the_scale_and_degraded_whole(pictures):
     assert torch.equal(item["gt"], torch.from_numpy(clean.copy()).permute(2, 0, 1).float() / 255)
     assert torch.equal(item["lq"], resize_bicubic(item["gt"], 1 / 4, is_8bit=True))
     assert item["lq_path"] == item["gt_path"] == str(pictures / "1.png")
+
+
+def test_noise_of_a_test_is_the_fields_for_each_picture(pictures):
+    dataset = degraded_set(pictures, [{"type": "GaussianNoise", "sigma": 25}], cache="ram")
+    for i in range(2):
+        gt, lq = (dataset[i][key].permute(1, 2, 0).numpy() for key in ("gt", "lq"))
+        np.testing.assert_array_equal(lq, add_test_noise(gt, 25))
+    assert list(dataset.store.cache) == ["0.png", "1.png"]
 
 
 def test_a_crop_is_what_the_whole_picture_would_give(tmp_path):

@@ -64,6 +64,14 @@ def test_pixels_are_those_of_the_dataset(tmp_path, color, depth):
     assert load_pictures(dataset.store)[0].dtype == (torch.uint8 if depth is np.uint8 else torch.float32)
 
 
+def test_pictures_of_two_depths_are_one_bank(tmp_path):
+    """51 / 255 = 13107 / 65535 = 0.2."""
+    cv2.imwrite(str(tmp_path / "a.png"), np.full((6, 6), 51, np.uint8))
+    cv2.imwrite(str(tmp_path / "b.png"), np.full((6, 6), 13107, np.uint16))
+    found = load_pictures(train_set(tmp_path).store)
+    assert len(found) == 2 and all(torch.allclose(one, torch.full((1, 6, 6), 0.2)) for one in found)
+
+
 def chi_square(counts):
     expected = counts.sum() / len(counts)
     return float(((counts - expected) ** 2 / expected).sum())
@@ -89,7 +97,12 @@ def test_crops_and_symmetries_are_uniform(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "symmetries"), [({"use_hflip": False, "use_rot": False}, {0}), ({"use_rot": False}, {0, 1})]
+    ("options", "symmetries"),
+    [
+        ({"use_hflip": False, "use_rot": False}, {0}),
+        ({"use_rot": False}, {0, 1}),
+        ({"use_hflip": False}, {0, 2, 4, 6}),
+    ],
 )
 def test_flips_and_rotations_can_be_left_out(tmp_path, options, symmetries):
     picture = np.arange(16, dtype=np.uint8).reshape(4, 4) * 10
@@ -207,6 +220,14 @@ def test_making_a_batch_leaves_the_networks_random_numbers_alone(tmp_path):
     before = torch.get_rng_state()
     next(iter(loader))
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(("dist", "size"), [(False, 6), (True, 3)])
+def test_a_batch_is_for_all_gpus_of_one_process(dist, size, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(pipeline, "DeviceLoader", lambda dataset, sampler, batch_size, device: batch_size)
+    options = {"degrade_on": "device", "batch_size_per_gpu": 3}
+    assert pipeline._build_loader(None, options, None, {"dist": dist, "num_gpu": 2}) == size
 
 
 # -------------------------------------------------------------------------------------------------------- whole runs

@@ -40,6 +40,9 @@ def test_undefined_scores_are_left_out():
     flat = np.full((8, 30), 128, np.uint8)
     scores = fidelity.score_picture(flat / np.float32(255), flat, "denoise")
     assert scores == {"psnr": None, "psnr_float": None, "ssim": None}
+    output = np.random.default_rng(0).random((12, 14, 3))
+    scores = fidelity.score_picture(output, (output * 250).astype(np.uint8), "sr", border=2)
+    assert scores["ssim"] is None and scores["psnr"] > 20  # inside of the border the window of 11 has 8 pixels
     assert record.average([None, 1.0, 3.0]) == 2 and record.average([None]) is None
 
 

@@ -62,6 +62,28 @@ def test_what_a_relu_follows_is_fused_in_a_copy(name):
     assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
 
 
+def test_a_fused_network_is_channels_last():
+    weights = [
+        module.weight
+        for module in fusion.fuse(make("HRANet")).modules()
+        if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3) and module.groups == 1
+    ]
+    assert weights and all(weight.is_contiguous(memory_format=torch.channels_last) for weight in weights)
+
+
+@needs_operator
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_fused_convolutions_have_the_precision_asked_for(precision, monkeypatch):
+    monkeypatch.setattr(arithmetic, "is_fast", lambda precision, device: True)
+    fused = fusion.fuse(nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU()).eval(), precision)
+    assert fused[0].weight.dtype is arithmetic.DTYPES[precision]
+
+
+def test_nothing_is_fused_in_a_precision_that_the_processor_lacks(monkeypatch):
+    monkeypatch.setattr(arithmetic, "is_fast", lambda precision, device: precision == "fp32")
+    assert not fusion.is_available("bf16")
+
+
 @needs_bf16
 @pytest.mark.parametrize("name", ["HRANet", "DnCNN"])
 def test_in_bf16_it_is_as_close_to_fp32_as_autocast_alone(name):

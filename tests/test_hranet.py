@@ -240,6 +240,13 @@ def test_the_attention_looks_two_cells_away():
     assert evaluate(eca_, torch.ones(1, 1, 3, 3)).tolist() == [[[[4, 2, 4], [2, 1, 2], [4, 2, 4]]]]
 
 
+def test_given_averages_end_with_an_error_too():
+    eca_ = attention(4, 2)
+    with pytest.raises(ZeroDivisionError), eca_.given(torch.zeros(1, 4, 1, 1)):
+        raise ZeroDivisionError
+    assert eca_.mean is None
+
+
 # ------------------------------------------------------------------------------------------- against the reference
 
 

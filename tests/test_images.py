@@ -16,7 +16,13 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from hranet_arch import noise
-from hranet_arch.checkpoints import find_resumable, load_checkpoint, save_atomically, select_params
+from hranet_arch.checkpoints import (
+    describe_misfit,
+    find_resumable,
+    load_checkpoint,
+    save_atomically,
+    select_params,
+)
 from hranet_arch.errors import InputError, TrainingError
 from hranet_arch.images import decode_image, to_array, to_float, to_tensor, to_uint8
 from hranet_arch.lmdb_reader import LmdbBackend, open_lmdb, read_value
@@ -168,6 +174,12 @@ def test_test_noise_leaves_numpys_generator_alone(legacy_generator):
     legacy_generator.seed(3)
     noise.add_test_noise(np.zeros((4, 4)), 25)
     assert np.array_equal(legacy_generator.random(4), expected)
+
+
+@pytest.mark.parametrize("name", noise.TEST_NOISES)
+def test_every_test_noise_takes_a_seed(name):
+    first, second = (noise.TEST_NOISES[name](np.full((8, 8), 0.5, np.float32), 25, seed) for seed in (0, 1))
+    assert not np.array_equal(first, second)
 
 
 def test_training_noise_has_mean_0_and_the_stated_deviation():
@@ -350,10 +362,10 @@ def test_float_psnr_of_a_tenth_is_20_db_inside_the_border():
     assert calculate_psnr_float(img, img) == float("inf")
 
 
-@pytest.mark.parametrize(("shape", "border"), [((5, 5, 1), 0), ((5, 4), 0), ((5, 5), 3)])
+@pytest.mark.parametrize(("shape", "border"), [((8, 9, 1), 0), ((8, 8), 0), ((8, 9), 4), ((8, 9), 5)])
 def test_float_psnr_refuses_other_shapes_and_borders_that_leave_nothing(shape, border):
     with pytest.raises(ValueError, match=f"crop_border={border}"):
-        calculate_psnr_float(np.zeros((5, 5)), np.ones(shape), crop_border=border)
+        calculate_psnr_float(np.zeros((8, 9)), np.ones(shape), crop_border=border)
 
 
 def test_psnrb_by_hand():
@@ -393,10 +405,10 @@ def test_pictures_one_pixel_high_or_wide_have_no_blocks(shape):
     assert calculate_psnrb(restored, np.ones(shape)) == pytest.approx(20 * np.log10(255))
 
 
-@pytest.mark.parametrize(("shape", "border"), [((9, 9, 1), 0), ((9, 8), 0), ((9, 9), 5)])
+@pytest.mark.parametrize(("shape", "border"), [((8, 9, 1), 0), ((8, 8), 0), ((8, 9), 4), ((8, 9), 5)])
 def test_psnrb_refuses_other_shapes_and_borders_that_leave_nothing(shape, border):
     with pytest.raises(ValueError, match="calculate_psnrb: "):
-        calculate_psnrb(np.zeros((9, 9)), np.ones(shape), crop_border=border)
+        calculate_psnrb(np.zeros((8, 9)), np.ones(shape), crop_border=border)
 
 
 def test_noisy_bsd68_has_the_psnr_of_the_published_convention():
@@ -601,6 +613,12 @@ def test_tensors_without_names_are_no_network():
 def test_a_training_state_is_no_network():
     with pytest.raises(InputError, match="its keys are: epoch, iter, optimizers"):
         select_params({"epoch": 0, "iter": 8, "optimizers": []})
+
+
+def test_tensors_that_are_not_the_networks_are_named():
+    network = torch.nn.Linear(1, 1)
+    said = describe_misfit(network, {**network.state_dict(), "more": torch.zeros(1)})
+    assert said == "in 1 tensors; the first: more is not the network's"
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import importlib.util
 import math
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -119,6 +120,12 @@ def test_large_pictures_run_in_tiles_and_give_the_same(tmp_path):
     assert whole.fingerprint != tiled.fingerprint
 
 
+def test_whatever_changes_a_method_changes_its_fingerprint(tmp_path):
+    method = methods.make_method({"method": "non_local_means"}, make_task(), tmp_path)
+    changes = [{}, {"enlarge_first": True}, {"channel": "y"}, {"versions": {"x": "2"}}]
+    assert len({replace(method, **change).fingerprint for change in changes}) == 4
+
+
 def test_bf16_is_close_to_fp32_and_measured_apart(tmp_path):
     torch.save({"params": build("DnCNN", num_feat=4, num_conv=3, bn=False).state_dict()}, tmp_path / "x.pth")
     exact, rough = (
@@ -129,6 +136,14 @@ def test_bf16_is_close_to_fp32_and_measured_apart(tmp_path):
     difference = abs(exact(picture) - rough(picture)).max()
     assert 0 < difference < 0.02 and rough(picture).dtype == np.float32
     assert exact.fingerprint != rough.fingerprint
+
+
+def test_a_network_in_bf16_gives_float32_and_says_how_it_may_be_cut():
+    network = build("HRANet", num_feat=4, attention_pool="global")
+    cast = methods._cast(network, "bf16")
+    assert cast(torch.rand(1, 1, 9, 9)).dtype is torch.float32
+    assert (cast.local_halo, cast.tile_multiple) == (network.local_halo, network.tile_multiple)
+    assert list(cast.global_attentions) == network.global_attentions
 
 
 # --- super-resolution -------------------------------------------------------------------------------------------------
@@ -191,6 +206,15 @@ def test_a_grey_picture_stays_grey_and_reaches_a_network_on_the_luma_as_it_is(tm
     torch.save({"params": color.state_dict()}, tmp_path / "color.pth")
     unchanged = methods.make_method({"weights": "color.pth", "enlarge_first": True}, task, tmp_path)(picture)
     np.testing.assert_allclose(unchanged, methods.enlarge(picture, 2), atol=1e-6)
+
+
+def test_grey_out_of_a_colour_network_is_its_luma(monkeypatch, tmp_path):
+    """BT.601: of pure red 65.481 / 219."""
+    network = build("DnCNN", num_in_ch=3, num_out_ch=3, num_feat=4, num_conv=3)
+    torch.save({"params": network.state_dict()}, tmp_path / "x.pth")
+    method = methods.make_method({"weights": "x.pth"}, make_task(color="rgb"), tmp_path)
+    monkeypatch.setattr(methods.Method, "_run_network", lambda self, picture: picture * np.float32([1, 0, 0]))
+    np.testing.assert_allclose(method(np.ones((4, 5), np.float32)), 65.481 / 219, rtol=1e-5)
 
 
 def test_a_network_that_must_be_told_the_noise_denoises_only(tmp_path):

@@ -6,13 +6,15 @@ import logging
 import math
 import random
 import sys
+from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hranet_arch import registration
+from hranet_arch import registration, validation
 from hranet_arch.errors import TrainingError
 from hranet_arch.model import DenoisingModel, _find_compile_fault, get_root_logger
 from tests.conftest import load_network
@@ -71,6 +73,14 @@ def test_another_registered_loss_can_be_named():
     assert step(model, torch.full((1, 1, 2, 2), 2.0), torch.full((1, 1, 2, 2), 3.0)) == pytest.approx(2.5)
 
 
+def test_a_perceptual_loss_without_style_is_one_loss():
+    model = make_model()
+    model.cri_perceptual = lambda output, gt: ((output - gt).abs().mean(), None)
+    step(model, torch.full((1, 1, 2, 2), 2.0), torch.full((1, 1, 2, 2), 3.0))
+    assert list(model.log_dict) == ["l_pix", "l_percep", "learning_rate"]
+    assert model.log_dict["l_percep"] == pytest.approx(2)
+
+
 def test_lines_of_the_log_stand_above_the_bar_at_a_terminal(monkeypatch, capsys):
     """From the first step to the last the console's handlers are tqdm's; the bar is gone at the end."""
     logger = get_root_logger()
@@ -119,6 +129,15 @@ def test_too_many_of_them_end_the_run():
         step(model, poison, torch.zeros(1, 1, 2, 2), iteration)
     with pytest.raises(TrainingError, match="3 iterations in a row.*last checkpoint"):
         step(model, poison, torch.zeros(1, 1, 2, 2), 3)
+
+
+def test_an_average_that_is_not_finite_is_not_saved(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = make_model(ema_decay=0.5)
+    model.net_g_ema.weight.data.fill_(math.nan)
+    with pytest.raises(TrainingError, match="not finite"):
+        model._save_networks("best")
+    assert not list(tmp_path.iterdir())
 
 
 class RefuseWaiting(TorchDispatchMode):
@@ -245,6 +264,15 @@ def test_half_precision_learns_what_full_does(precision, any_precision):
     assert not torch.equal(half.net_g.weight, full.net_g.weight)
 
 
+def test_losses_are_computed_in_full_precision(any_precision):
+    model = make_model(precision="bf16")
+    model.net_g, seen = torch.nn.Conv2d(1, 1, 1), []
+    model.cri_pix = lambda output, gt: (seen.append(output.dtype), (output - gt).square().mean())[1]
+    model.feed_data({"lq": torch.rand(1, 1, 8, 8), "gt": torch.rand(1, 1, 8, 8)})
+    model.optimize_parameters(1)
+    assert seen == [torch.float32]
+
+
 @pytest.mark.parametrize(
     "optim_g", [{"type": "SGD", "lr": 1.0}, {"type": "Adam", "lr": 0.1}, {"type": "RMSprop", "lr": 0.1}]
 )
@@ -277,6 +305,18 @@ def test_overflows_of_fp16_lower_the_scale_and_count_only_where_that_does_not_he
             step(model, lq, gt, iteration)
 
 
+def test_overflows_count_only_in_a_row(any_precision, monkeypatch):
+    monkeypatch.setattr("hranet_arch.model.MOST_OVERFLOWS", 2)
+    model = make_model(precision="fp16")
+    factors = [math.nan, math.nan, 1, math.nan, math.nan, math.nan]
+    model.net_g.weight.register_hook(lambda gradient: gradient * factors[iteration])
+    lost = []
+    for iteration in range(6):
+        step(model, torch.ones(1, 1, 2, 2), torch.zeros(1, 1, 2, 2), iteration + 1)
+        lost.append(model.skipped)
+    assert lost == [0, 0, 0, 0, 0, 1]
+
+
 def test_a_finite_loss_of_infinite_gradient_is_lost():
     model = make_model()
     model.net_g.weight.register_hook(lambda gradient: gradient * math.inf)
@@ -291,6 +331,7 @@ def test_a_resume_knows_the_scale_and_what_was_skipped(any_precision):
     resumed = make_model(precision="fp16")
     resumed.resume_training(copy.deepcopy(state))
     assert resumed.skipped == 1 and resumed.scaler.get_scale() == model.scaler.get_scale() == 2.0**15
+    assert resumed.extra_training_state()["skipped"] == 1
 
 
 def test_a_resume_goes_on_with_all_random_numbers():
@@ -303,6 +344,15 @@ def test_a_resume_goes_on_with_all_random_numbers():
     resumed.pending_random_state = state
     resumed._restore_random_state()
     assert draw() == expected
+
+
+def test_another_process_goes_on_with_its_own_random_numbers():
+    model = make_model()
+    model.opt["rank"], model.pending_random_state = 1, model.extra_training_state()["random"]
+    torch.rand(1)
+    before = torch.get_rng_state()
+    model._restore_random_state()
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_channels_last_reaches_network_and_data():
@@ -367,6 +417,8 @@ def test_a_network_that_takes_the_noise_level_is_told_each_samples():
     model.feed_data({"lq": torch.rand(1, 1, 2, 2), "sigma": torch.tensor([15.0])})
     model.test()
     assert torch.equal(model.output, torch.full((1, 1, 2, 2), 15.0))
+    model.feed_data({"lq": torch.rand(1, 1, 2, 2)})
+    assert model.sigma is None  # that of the batch before is forgotten
 
 
 def test_large_pictures_are_validated_in_tiles():
@@ -379,6 +431,11 @@ def test_large_pictures_are_validated_in_tiles():
     model.test()
     assert torch.equal(model.output, picture * 2)
     assert len(sizes) == 6 and max(max(size) for size in sizes) == 32 + 2 * 4
+    sizes.clear()
+    model.opt["val"] = {"tile": 0, "halo": 4}
+    model.feed_data({"lq": picture})
+    model.test()
+    assert sizes == [(40, 70)]
 
 
 def test_pictures_are_padded_to_whole_windows():
@@ -392,6 +449,33 @@ def test_pictures_are_padded_to_whole_windows():
     model.test()
     assert sizes == [(16, 8)]
     assert torch.equal(model.output, enlarge(picture))
+
+
+def test_a_network_without_an_average_trains_on_after_a_validation():
+    """BatchNorm would go on with the averages of before, and dropout drop nothing."""
+    model = make_model()
+    model.feed_data({"lq": torch.rand(1, 1, 4, 4)})
+    model.test()
+    assert model.net_g.training
+
+
+def test_a_picture_without_a_clean_one_is_not_given_that_of_the_batch_before():
+    model, x = make_model(), torch.rand(1, 1, 4, 4)
+    model.feed_data({"lq": x, "gt": x})
+    assert set(validation._run(model, {"lq": x, "lq_path": ["a.png"]})) == {"lq", "result"}
+
+
+def test_a_metric_of_floats_sees_them_as_they_are():
+    """20 log10(1 / 0.1) = 20 dB of what is below black, 80 dB of a step that 8 bits do not have."""
+    gt, metrics = torch.zeros(1, 16, 16), {"p": {"type": "calculate_psnr_float", "crop_border": 0}}
+    assert validation.score(metrics, gt - 0.1, gt)["p"] == pytest.approx(20, abs=1e-4)
+    assert validation.score(metrics, gt + 1e-4, gt)["p"] == pytest.approx(80, abs=1e-3)
+
+
+def test_one_picture_that_is_not_finite_makes_the_mean_nan():
+    rows = [{"name": str(value), "output": {"psnr": value}} for value in (30.0, math.nan, math.inf)]
+    assert math.isnan(validation._mean(rows, "psnr", "val"))
+    assert validation._mean(rows[::2], "psnr", "val") == 30
 
 
 def test_the_best_network_is_kept_by_name(recipe, run):
@@ -433,26 +517,45 @@ def test_tensorboard_has_metrics_rates_and_pictures(recipe, run):
 def test_the_final_validation_has_the_last_iterations_number(recipe, run):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    assert run("train", recipe, "--force_yml", "val:val_freq=5") == 0
-    assert [event.step for event in EventAccumulator("tb_logger/tiny").Reload().Scalars("metrics/val/psnr")] == [5, 8]
+    assert run("train", recipe, "--force_yml", "val:val_freq=5", "val:tb_images=1") == 0
+    events = EventAccumulator("tb_logger/tiny").Reload()
+    assert [event.step for event in events.Scalars("metrics/val/psnr")] == [5, 8]
+    assert events.Tags()["images"] == ["val/0"]
 
 
 def test_testing_writes_pictures_and_each_pictures_numbers(recipe, run, tmp_path):
-    import cv2
     from skimage.metrics import peak_signal_noise_ratio
 
     assert run("train", recipe) == 0
+    val = recipe["datasets"]["val"]
     test = {key: recipe[key] for key in ("model_type", "num_gpu", "network_g", "val")}
-    test |= {"name": "tested", "datasets": {"test": recipe["datasets"]["val"]}}
+    test |= {"name": "tested", "datasets": {"test_1": val, "test_2": {**val, "name": "other", "sigma": 50}}}
     test["path"] = {"pretrain_network_g": "experiments/tiny/models/net_g_8.pth"}
     test["val"] = {**recipe["val"], "save_img": True}
     assert run("test", test) == 0
-    record = json.loads((tmp_path / "results/tested/metrics.json").read_text())["val"]
+    records = json.loads((tmp_path / "results/tested/metrics.json").read_text())
+    assert list(records) == ["val", "other"]  # whose noise is 6 dB stronger, and is clipped
+    assert records["val"]["input"]["psnr"] > records["other"]["input"]["psnr"] + 4
+    record = records["val"]
     output = cv2.imread(str(tmp_path / "results/tested/visualization/val/1_tested.png"), cv2.IMREAD_GRAYSCALE)
     clean = cv2.cvtColor(cv2.imread(str(tmp_path / "val/1.png")), cv2.COLOR_BGR2GRAY)
     assert record["images"][1]["output"]["psnr"] == pytest.approx(peak_signal_noise_ratio(clean, output), abs=1e-6)
     assert record["output"]["psnr"] == pytest.approx(np.mean([row["output"]["psnr"] for row in record["images"]]))
     assert record["input"]["psnr"] == pytest.approx(20.2, abs=1)
+
+
+def test_a_test_that_breaks_off_keeps_what_it_had(recipe, run, capsys):
+    """The second picture is smaller than the metric's border; pictures are named as ``suffix`` says."""
+    params = registration.ARCH_REGISTRY.get("HRANet")(num_feat=8).state_dict()
+    torch.save({"params": params}, "net.pth")
+    cv2.imwrite("val/1.png", np.zeros((8, 9), np.uint8))
+    test = {key: recipe[key] for key in ("model_type", "num_gpu", "network_g")}
+    test |= {"name": "tested", "datasets": {"test": recipe["datasets"]["val"]}}
+    test["path"] = {"pretrain_network_g": "net.pth"}
+    metrics = {"psnr": {"type": "calculate_psnr_float", "crop_border": 4}}
+    assert run("test", {**test, "val": {"metrics": metrics, "save_img": True, "suffix": "clean"}}) == 2
+    assert "says of a picture of 8x9" in capsys.readouterr().err
+    assert Path("results/tested/visualization/val/0_clean.png").is_file()
 
 
 def test_a_tests_record_is_json_where_nothing_finite_comes_out(recipe, run, tmp_path):

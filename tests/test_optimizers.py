@@ -159,12 +159,26 @@ def test_a_closure_and_parameters_without_gradients():
     torch.testing.assert_close(network.state_dict(), before, rtol=0, atol=0)
 
 
+def test_a_closure_may_compute_gradients():
+    """Adam's first step is the rate, whatever the gradient: from 1 to 0.9."""
+    parameter = nn.Parameter(torch.ones(3))
+
+    def closure():
+        loss = parameter.square().sum()
+        loss.backward()
+        return loss
+
+    assert MuonAdam([parameter], lr=0.1).step(closure).item() == 3
+    assert parameter.tolist() == pytest.approx([0.9] * 3, abs=1e-4)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"lr": -1.0}, r"MuonAdam: lr=-1.0 is not allowed: it must be at least 0"),
         ({"momentum": 1.0}, r"momentum=1.0 .* in \[0, 1\)"),
         ({"betas": (0.9, 1.5)}, r"betas\[1\]=1.5 .* in \[0, 1\)"),
+        ({"eps": 0}, "eps=0 is not allowed"),
     ],
 )
 def test_values_out_of_range_are_refused(options, message):

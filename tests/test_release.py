@@ -125,6 +125,12 @@ def test_weights_that_another_metric_picked_are_refused(trained):
     assert not Path("weights").exists()
 
 
+def test_the_pictures_of_an_lmdb_cannot_be_hashed(tmp_path):
+    (tmp_path / "a.lmdb").mkdir()
+    with pytest.raises(InputError, match="trains on a folder of pictures"):
+        release_weights.list_files({"dataroot_gt": str(tmp_path / "a.lmdb")})
+
+
 def test_a_card_names_the_precision_that_was_computed(recipe, run, monkeypatch):
     monkeypatch.setattr(arithmetic, "is_fast", lambda precision, device: precision == "fp32")
     recipe["train"]["precision"] = "bf16"
@@ -246,7 +252,7 @@ def test_files_over_5_mb_are_refused_and_leave_nothing(tmp_path):
         release_weights.write(path, {"weight": torch.zeros(1_250_000)}, {}, card)
     assert not list(tmp_path.iterdir())
     release_weights.write(path, {"weight": torch.zeros(1_240_000)}, {}, card)
-    assert path.is_file()
+    assert path.stat().st_mode & 0o777 == 0o644  # for all to read
 
 
 def test_the_newest_state_is_that_of_the_largest_number(tmp_path):

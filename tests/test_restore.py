@@ -4,13 +4,14 @@ import itertools
 import json
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from hranet_arch import HRANet, memory, networks, tiling
+from hranet_arch import HRANet, arithmetic, memory, networks, restore, tiling
 from hranet_arch.baselines import ADNet, DnCNN, FFDNet
 from hranet_arch.errors import InputError
 from hranet_arch.restore import Denoiser
@@ -141,16 +142,29 @@ def test_global_attention_sees_the_whole_picture_in_tiles():
     net = make(num_feat=8, attention_pool="global")
     x = np.sqrt(np.linspace(0, 1, 300, dtype=np.float32)) * np.ones((150, 1), np.float32)
     assert compare_tiles(net, x, 64) < 1e-5
-    double = net.double()
+    double, done = net.double(), []
     with torch.no_grad():
         whole = torch.from_numpy(x)[None, None].double()
-        exact = tiling.restore(double, whole, tile=64) - double(whole)
+        exact = tiling.restore(double, whole, tile=64, report=done.append) - double(whole)
     assert exact.abs().max() < 1e-11
+    assert done[-1] == 1 and done == sorted(set(done))
     net.float()
     with torch.no_grad():
         naive = tiling.run_tiled(net, torch.from_numpy(x)[None, None], tile=64, halo=net.local_halo)[0, 0].numpy()
     assert np.abs(naive - evaluate(net, x)).max() > 1e-3
     assert all(attention.mean is None for attention in net.global_attentions)
+
+
+def test_a_picture_no_larger_than_a_tile_with_its_halo_is_run_whole():
+    net, sizes = make(DnCNN, num_feat=4), []
+    net.register_forward_pre_hook(lambda module, inputs: sizes.append(tuple(inputs[0].shape[-2:])))
+    side = 32 + 2 * net.halo
+    tiling.restore(net, torch.zeros(1, 1, side, side), tile=32)
+    assert sizes == [(side, side)]
+
+
+def test_tiles_lie_on_the_grid_of_network_and_windows():
+    assert tiling.Reach.of(HRANet(num_feat=4, attention_pool=3), window=8).multiple == 24
 
 
 def test_the_halo_beside_given_averages_is_worked_out_from_the_layers():
@@ -266,8 +280,20 @@ def test_tiles_follow_from_the_free_memory(monkeypatch):
     assert denoiser._fit_tile(x) == 1000 - 2 * 17 - 6  # halo 17, down to a multiple of 8
     monkeypatch.setattr(memory, "measure_free", lambda device: 10**12)
     assert denoiser._count_pixels(x) == (3 * 2**30 - 50_000_000) // 1000  # the process stays under 4 GB
+    huge = torch.zeros(1, dtype=torch.uint8).expand(1, 1, 60_000, 60_000)  # which alone takes more
+    assert denoiser._count_pixels(huge) == restore.SMALLEST_BUDGET // 1000
+    denoiser._bytes_per_pixel = 1.0
+    assert denoiser._fit_tile(x) == restore.LARGEST_TILE
+    denoiser._bytes_per_pixel = 1000.0
     monkeypatch.setattr(memory, "measure_free", lambda device: 0)
     assert denoiser._fit_tile(x) == tiling.SMALLEST_TILE
+
+
+def test_a_batch_goes_through_in_parts_that_fit():
+    """450 pixels are two pictures of 10 x 20; a grey network takes their channels one by one."""
+    x = torch.zeros(5, 3, 10, 20)
+    assert [tuple(source.shape[:2]) for source, _ in restore._divide(x, x, 3, 450)] == [(2, 3), (2, 3), (1, 3)]
+    assert [tuple(source.shape[:2]) for source, _ in restore._divide(x, x, 1, 1)] == [(1, 1)] * 15
 
 
 # --- layouts and types ------------------------------------------------------------------------------------------------
@@ -338,6 +364,24 @@ def test_bf16_is_near_fp32(any_precision):
     assert 0 < difference.mean() < 0.01
 
 
+def test_what_bf16_gives_is_scaled_to_the_depth_in_full_precision(any_precision):
+    net, x = torch.nn.Conv2d(1, 1, 1).requires_grad_(False), (picture(32, 32) * 65535).astype(np.uint16)
+    net.weight.fill_(0.5)
+    net.bias.fill_(0.25)
+    with arithmetic.autocast("bf16", torch.device("cpu")):
+        output = net(torch.from_numpy(x / np.float32(65535))[None, None])
+    assert output.dtype == torch.bfloat16
+    clean = Denoiser(load(net), device="cpu", precision="bf16")(x)
+    assert np.array_equal(clean, (output[0, 0].float() * 65535).round().numpy())
+
+
+def test_fp32_is_not_tf32_while_a_picture_is_restored(monkeypatch):
+    seen = []
+    monkeypatch.setattr(arithmetic, "full_float32", lambda device: seen.append(device) or nullcontext())
+    Denoiser(load(make(num_feat=4)), device="cpu")(picture(8, 8))
+    assert seen == [torch.device("cpu")]
+
+
 @pytest.mark.parametrize(
     ("image", "message"),
     [
@@ -394,6 +438,14 @@ def test_the_noise_level_goes_to_networks_that_take_it():
         Denoiser(load(make(num_feat=8)))(x, sigma=25)
 
 
+def test_the_noise_of_a_batch_is_estimated_from_all_of_it():
+    """The variance is the mean of both: sqrt((10^2 + 30^2) / 2)."""
+    rng = np.random.default_rng(0)
+    x = np.stack([0.5 + sigma / 255 * rng.normal(size=(128, 128, 1)) for sigma in (10, 30)]).astype(np.float32)
+    found = Denoiser(load(make(FFDNet, num_feat=8))).restore(x, sigma="auto").sigma
+    assert found == pytest.approx(500**0.5, rel=0.06)
+
+
 # --- networks from files ----------------------------------------------------------------------------------------------
 
 
@@ -407,9 +459,15 @@ def test_checkpoints_of_every_layout_are_loaded_with_batchnorms_folded(tmp_path,
     torch.save(content, tmp_path / "a.pth")
     loaded = networks.load_network(tmp_path / "a.pth")
     assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in loaded.module.modules())
+    assert not any(parameter.requires_grad for parameter in loaded.module.parameters())
     assert (loaded.name, loaded.channels, loaded.takes_sigma) == ("a", 1, False)
     x = picture(20, 20)
     assert np.abs(evaluate(loaded.module, x) - evaluate(net, x)).max() < 1e-5
+
+
+def test_weights_may_lie_in_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert networks.find_weights("~/a.pth") == tmp_path / "a.pth"
 
 
 def release(folder, name, net, **texts):

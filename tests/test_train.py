@@ -106,11 +106,17 @@ def test_a_training_without_iterations_leaves_states_alone(recipe, run):
     assert torch.load("experiments/tiny/models/net_g_latest.pth", weights_only=True)["iter"] == 8
 
 
-def test_a_named_state_is_resumed(recipe, run):
+def test_a_named_state_is_resumed_with_its_network_alone(recipe, run, capsys):
     assert run("train", recipe, "--force_yml", "name=whole") == 0
     assert run("train", recipe) == 0
     os.remove("experiments/tiny/models/net_g_8.pth")
-    assert run("train", recipe, "--force_yml", "path:resume_state=experiments/tiny/training_states/4.state") == 0
+    network, flags = Path("experiments/tiny/models/net_g_4.pth"), ("--force_yml",)
+    flags += ("path:resume_state=experiments/tiny/training_states/4.state",)
+    network.rename("moved.pth")
+    assert run("train", recipe, *flags) == 2
+    assert "net_g_4.pth is missing. Is 'name' (tiny) that of the run?" in capsys.readouterr().err
+    Path("moved.pth").rename(network)
+    assert run("train", recipe, *flags) == 0
     assert_equal_networks("experiments/whole/models/net_g_8.pth", "experiments/tiny/models/net_g_8.pth")
 
 
