@@ -100,7 +100,9 @@ class PictureStore:
 
             try:
                 with Image.open(self.path(key)) as image:
-                    is_turned = image.getexif().get(ORIENTATION, 1) != 1
+                    # Pillow would decode a whole PNG in search of what stands before its pixels, if anywhere.
+                    has_exif = image.format != "PNG" or "exif" in image.info
+                    is_turned = has_exif and image.getexif().get(ORIENTATION, 1) != 1
                     size = image.size[::-1]
             except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
                 is_turned = True  # a format that only OpenCV knows, a size beyond Pillow's limit, or a clear error

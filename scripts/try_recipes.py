@@ -4,7 +4,7 @@
     python scripts/try_recipes.py --group found --output docs/records/recipes_found.json
     python scripts/try_recipes.py --group tuned --output docs/records/recipes_tuned.json
     python scripts/try_recipes.py --group continued --output docs/records/recipes_continued.json \
-        --iterations 5500 --seeds 1 0
+        --iterations 5500 --seeds 1 0 2
     python scripts/try_recipes.py --group control --output docs/records/control.json
     python scripts/try_recipes.py --group control --output docs/records/control.json \
         --trials DnCNN --iterations 1000                              # and for as many seconds
