@@ -94,27 +94,18 @@ def test_all_contestants_can_work_at_once():
     assert ask_all({"a": Meeting(), "b": Meeting()}, "compile") == {"a": 2, "b": 2}
 
 
-class Failing:
-    def __init__(self, settings, options):
-        self.options = options
-
-    def work(self):
-        if self.options:
-            raise RuntimeError("out of memory")
-        return "done"
-
-
 @pytest.mark.slow
 def test_all_processes_end_after_one_failed(capsys):
+    """Contestants are dictionaries here, of their arguments."""
     from interleave import compile_all, running
 
-    compile_all(Failing, {}, {"sound": False, "broken": True}, "work")
-    assert "compiling beside the others: broken failed" in capsys.readouterr().err
-    with running(Failing, {}, {"sound": False, "broken": True}) as contestants:
-        assert contestants["sound"].call("work") == "done"
-        with pytest.raises(SystemExit, match="(?s)broken failed:.*out of memory"):
-            contestants["broken"].call("work")
+    with running(dict, {"threads": 1}, {"sound": "fast", "broken": "slow"}) as contestants:
+        assert contestants["sound"].call("get", "options") == "fast"
+        with pytest.raises(SystemExit, match="(?s)broken failed:.*AttributeError"):
+            contestants["broken"].call("run")
     assert not any(contestant.process.is_alive() for contestant in contestants.values())
+    compile_all(dict, {}, {"broken": "slow"}, "run")
+    assert "compiling beside the others: broken failed" in capsys.readouterr().err
 
 
 def test_curves_agree_where_windows_do():
