@@ -49,6 +49,13 @@ def test_a_network_computes_what_it_computes_on_the_cpu(size):
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5)
 
 
+def test_the_device_is_asked_often_enough_to_stop_in_time():
+    """At the latest when as many iterations may be lost as end a run; RMSprop's step asks whether it is lost."""
+    assert make_model(1, optim_g={"type": "Adam", "lr": 1e-3}).read_every == 100
+    assert make_model(1, optim_g={"type": "Adam", "lr": 1e-3}, max_skipped=3).read_every == 3
+    assert make_model(1, optim_g={"type": "RMSprop", "lr": 1e-3}).read_every == 1
+
+
 @pytest.mark.parametrize("optimizer", ["Adam", "MuonAdam"])
 def test_training_steps_are_those_of_the_cpu(optimizer):
     options = {"optim_g": {"type": optimizer, "lr": 1e-3}, "grad_clip": 0.05}
