@@ -15,7 +15,8 @@ import random
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -118,11 +119,7 @@ def _stop_on_signals(is_distributed: bool) -> Iterator[None]:
         yield
         return
 
-    own = os.getpid()
-
     def request_stop(number: int, frame) -> None:
-        if os.getpid() != own:  # a worker of the data loader, forked with this handler: its run tells it when to end
-            return
         if RUN.stop_requested:
             raise Interrupted("Stopped at once, at the second signal; go on from the last checkpoint: --auto_resume.")
         RUN.stop_requested = True
@@ -274,7 +271,21 @@ def _build_loader(dataset: Dataset, dataset_opt: dict, sampler: ResumableSampler
     )
     # Of its own: starting an iteration draws from it, which must not shift what the network draws (dropout).
     loader.generator = torch.Generator()
+    loader.worker_init_fn = partial(_start_worker, loader.worker_init_fn)
     return loader
+
+
+def _start_worker(start: Callable[[int], None] | None, number: int) -> None:
+    """A terminal's Ctrl-C and a scheduler's SIGTERM go to all processes; the run answers, and its workers go on to its
+    end. Upstream they die of it, and the run with them. A second signal ends a worker."""
+
+    def ignore_once(number: int, frame) -> None:
+        signal.signal(number, signal.SIG_DFL)
+
+    for signal_number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signal_number, ignore_once)
+    if start is not None:
+        start(number)
 
 
 def _build_dataset(phase: str, dataset_opt: dict) -> Dataset:

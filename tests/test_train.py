@@ -23,7 +23,8 @@ def start(options, *flags, launcher=("-m", "hranet_arch")):
         yaml.safe_dump(options, file)
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     command = [sys.executable, *launcher, "train", "-opt", "options.yml", *flags]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(command, env=environment, start_new_session=True, **pipes)
 
 
 def wait_for(path, process, seconds=120):
@@ -139,9 +140,10 @@ def test_a_stopped_run_saves_and_can_go_on(long_recipe, run, tmp_path, number):
     long_recipe["train"]["total_iter"] = 100000
     process = start(long_recipe)
     wait_for(tmp_path / "experiments/tiny/training_states/20.state", process)
-    process.send_signal(number)
+    os.killpg(process.pid, number)  # as a terminal and a scheduler do: the loader's worker gets it, too
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 130 and "Traceback" not in output, output
+    assert output.count("saving and stopping after this iteration") == 1
     iteration = int(re.search(r"Stopped after iteration (\d+)", output)[1])
     state = tmp_path / f"experiments/tiny/training_states/{iteration}.state"
     assert torch.load(state, weights_only=True)["iter"] == iteration
