@@ -15,6 +15,7 @@ import random
 import shutil
 import signal
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -276,16 +277,20 @@ def _build_loader(dataset: Dataset, dataset_opt: dict, sampler: ResumableSampler
 
 
 def _start_worker(start: Callable[[int], None] | None, number: int) -> None:
-    """A terminal's Ctrl-C and a scheduler's SIGTERM go to all processes; the run answers, and its workers go on to its
-    end. Upstream they die of it, and the run with them. A second signal ends a worker."""
-
-    def ignore_once(number: int, frame) -> None:
-        signal.signal(number, signal.SIG_DFL)
-
-    for signal_number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signal_number, ignore_once)
+    """A terminal's Ctrl-C and a scheduler's SIGTERM go to all processes: the run answers, and its workers go on until
+    it ends them. Upstream they die of it, and the run with them."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS and Windows
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_for_parent, daemon=True).start()
     if start is not None:
         start(number)
+
+
+def _end_for_parent() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 def _build_dataset(phase: str, dataset_opt: dict) -> Dataset:
