@@ -27,8 +27,6 @@ from hranet_arch.errors import InputError
 from hranet_arch.images import SUFFIXES, decode_image, list_pictures, to_float, to_planes, to_tensor
 from hranet_arch.lmdb_reader import open_lmdb
 
-ORIENTATION = 0x0112  # EXIF's tag for how a picture is turned, as OpenCV does in reading
-
 
 class PictureStore:
     """The pictures of one folder or LMDB: their keys, in order, and each as a float array.
@@ -96,13 +94,13 @@ class PictureStore:
     def size(self, key: str) -> tuple[int, int]:
         """Height and width, from the LMDB's list or the file's header, without decoding the picture."""
         if key not in self.sizes:
-            from PIL import Image
+            from PIL import ExifTags, Image
 
             try:
                 with Image.open(self.path(key)) as image:
                     # Pillow would decode a whole PNG in search of what stands before its pixels, if anywhere.
                     has_exif = image.format != "PNG" or "exif" in image.info
-                    is_turned = has_exif and image.getexif().get(ORIENTATION, 1) != 1
+                    is_turned = has_exif and image.getexif().get(ExifTags.Base.Orientation, 1) != 1  # as OpenCV does
                     size = image.size[::-1]
             except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
                 is_turned = True  # a format that only OpenCV knows, a size beyond Pillow's limit, or a clear error
