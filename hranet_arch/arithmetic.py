@@ -3,30 +3,39 @@
 from __future__ import annotations
 
 import contextlib
+import logging
+import threading
 from collections.abc import Callable, Iterator
 
 import torch
 
 from hranet_arch.errors import InputError, first_line
 
+logger = logging.getLogger(__name__)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def find_device(device: str | torch.device) -> torch.device:
-    """A device by its name; ``'auto'`` is a GPU if there is one.
+    """A device by its name; ``'auto'`` is a GPU if there is one that this torch can use.
 
     Raises:
-        InputError: if it is not there.
+        InputError: if it is not there, or does not compute.
     """
+    if device == "auto" and torch.cuda.is_available():
+        try:
+            return find_device("cuda")
+        except InputError as error:
+            logger.warning("%s The CPU is used.", error)
     if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device("cpu")
     here = "'auto', 'cpu' and 'cuda'" if torch.cuda.is_available() else "'auto' and 'cpu'"
     try:
         found = torch.device(device)
     except RuntimeError as error:
         raise InputError(f"device={device!r} is no device's name. Here {here} can be used.") from error
     try:
-        torch.empty(0, device=found)
+        ones = torch.ones(1, 1, 3, 3, device=found)
+        torch.nn.functional.conv2d(ones, ones)  # a GPU that this torch has no kernels for has memory none the less
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = first_line(error).rstrip(".")
         raise InputError(f"device={str(device)!r} cannot be used: {reason}. Here {here} can be.") from error
@@ -65,19 +74,31 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
 
 # --- TF32: CUDA's fp32 may be rounded to 10 bits ----------------------------------------------------------------------
 
+_switching = threading.Lock()
+_inside: list[list] = []  # of each thread in there, what the switches were before all of them
+
 
 @contextlib.contextmanager
 def full_float32(device: torch.device) -> Iterator[None]:
-    """Inside, CUDA multiplies in fp32 what is fp32, and does not round to TF32's 10 bits."""
-    switches = _list_switches().values() if device.type == "cuda" else []
-    before = [getattr(*switch) for switch in switches]
-    try:
-        for (backend, name), value in zip(switches, before):
+    """Inside, CUDA multiplies in fp32 what is fp32, and does not round to TF32's 10 bits.
+
+    The switches are the process's: the first thread inside turns them, the last one turns them back.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    switches = _list_switches().values()
+    with _switching:
+        _inside.append(_inside[0] if _inside else [getattr(*switch) for switch in switches])
+        for (backend, name), value in zip(switches, _inside[0]):
             setattr(backend, name, False if isinstance(value, bool) else "ieee")
+    try:
         yield
     finally:
-        for switch, value in zip(switches, before):
-            setattr(*switch, value)
+        with _switching:
+            before = _inside.pop()
+            for switch, value in zip(switches, [] if _inside else before):
+                setattr(*switch, value)
 
 
 def describe() -> dict:

@@ -9,6 +9,7 @@ from importlib import metadata
 import torch
 
 from hranet_arch import arithmetic, compat
+from hranet_arch.errors import InputError
 
 PACKAGES = ("hranet-arch", "basicsr", "torch", "torchvision", "numpy", "opencv-python", "lmdb", "pydantic")
 TENSORBOARDS = ("tensorboard", "tb-nightly")
@@ -73,6 +74,10 @@ def _train_one_step() -> list[str]:
     from hranet_arch.hranet import HRANet
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        arithmetic.find_device(device)
+    except InputError as error:
+        return [str(error)]
     network = HRANet(num_feat=16).to(device)
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
     clean = torch.rand(2, 1, 48, 48, device=device)

@@ -214,6 +214,7 @@ def resume_with_the_options_given() -> None:
             ]
             # Before the states are loaded: whether the optimiser is fused decides on which device some of them lie.
             optimizer.load_state_dict({"state": averages, "param_groups": groups})
+            _lay_out_averages(optimizer)
             if is_same:
                 scheduler.load_state_dict(scheduler_state)
                 continue
@@ -224,6 +225,15 @@ def resume_with_the_options_given() -> None:
                     scheduler.step()
 
     BaseModel.resume_training = resume_training
+
+
+def _lay_out_averages(optimizer: torch.optim.Optimizer) -> None:
+    """In the memory format of their weights, which ``train.channels_last`` may have changed: fused optimisers pair them
+    in the order of memory."""
+    for parameter, state in optimizer.state.items():
+        for key, value in state.items():
+            if torch.is_tensor(value) and value.shape == parameter.shape:
+                state[key] = torch.empty_like(parameter, dtype=value.dtype, device=value.device).copy_(value)
 
 
 def _type_of(optimizer: torch.optim.Optimizer) -> str:
@@ -295,6 +305,29 @@ def pass_on_errors_of_prefetching() -> None:
         return item
 
     PrefetchGenerator.run, PrefetchGenerator.__next__ = run, __next__
+
+
+@_fix
+def keep_batches_until_they_are_used() -> None:
+    """``data/prefetch_dataloader.py:113-117``: ``prefetch_mode: cuda`` copies batches on a stream of its own, and
+    nothing tells the allocator that another one reads them: a batch that Python has let go of is overwritten by one
+    read ahead while the step that uses it still waits on the GPU. Stock steps wait for the GPU; ours do not.
+
+    Delete when upstream records the stream.
+    """
+    from basicsr.data.prefetch_dataloader import CUDAPrefetcher
+
+    def next(self) -> dict | None:
+        stream = torch.cuda.current_stream()
+        stream.wait_stream(self.stream)
+        batch = self.batch
+        for value in (batch or {}).values():
+            if torch.is_tensor(value):
+                value.record_stream(stream)
+        self.preload()
+        return batch
+
+    CUDAPrefetcher.next = next
 
 
 @_fix

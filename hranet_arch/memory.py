@@ -14,15 +14,18 @@ from torch.overrides import TorchFunctionMode
 UNKNOWN = 2 * 2**30  # bytes taken to be free on a system that says nothing
 PROBE = 64  # side in pixels of the picture that a network's bytes are counted on
 OVERHEAD = 1.5  # what convolutions take beside the tensors: DnCNN's most, measured with complexity.measure_peak_memory
+# On the CPU; of CUDA and of its libraries, where other programs have the GPU's memory.
+MEMORY_TEXTS = (
+    "can't allocate memory", "not enough memory", "could not create a memory",
+    "out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED",
+)  # fmt: skip
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that memory ran out: torch's on a GPU or on the CPU, or Python's own."""
+    """Whether an exception says that memory ran out: torch's or its libraries', on a GPU or on the CPU, or Python's."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
-    return isinstance(error, RuntimeError) and any(
-        text in str(error) for text in ("can't allocate memory", "not enough memory", "could not create a memory")
-    )
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in MEMORY_TEXTS)
 
 
 def measure_free(device: str | torch.device = "cpu") -> int:

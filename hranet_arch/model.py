@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import inspect
 import logging
 import os
@@ -32,7 +33,6 @@ from basicsr.utils.dist_util import master_only
 
 from hranet_arch import arithmetic, checkpoints, tiling
 from hranet_arch.errors import TrainingError
-from hranet_arch.optimizers import list_optimizers
 from hranet_arch.validation import validate
 
 MOST_OVERFLOWS = 40  # of fp16's gradients in a row: the scale is 2 ** 16 at first, and seldom over 2 ** 24
@@ -69,8 +69,7 @@ class RestorationModel(SRModel):
         self.accumulate = train_opt.get("accumulate", 1)
         self.max_norm = train_opt.get("grad_clip") or float("inf")
         self.max_skipped = train_opt.get("max_skipped", 100)
-        wanted = train_opt.get("precision", "fp32")
-        self.precision = arithmetic.choose(wanted, self.device, get_root_logger().warning)
+        self.precision = self._choose_precision(train_opt.get("precision", "fp32"))
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         if self.ema_decay > 0:
             self.net_g_ema.to(memory_format=self.memory_format)
@@ -86,8 +85,15 @@ class RestorationModel(SRModel):
         """In the memory format before DistributedDataParallel lays out buckets for the gradients, which follow it."""
         return super().model_to_device(net.to(memory_format=self.memory_format))
 
+    def _choose_precision(self, wanted: str) -> str:
+        warn = get_root_logger().warning
+        if wanted == "bf16" and isinstance(self.net_g, DataParallel):  # its threads know autocast, not its type
+            warn("precision bf16: not with several GPUs in one process; fp32 is used. Start one for each: torchrun.")
+            return "fp32"
+        return arithmetic.choose(wanted, self.device, warn)
+
     def _compile(self, mode: bool | str) -> None:
-        fault = _find_compile_fault(self.device)
+        fault = find_compile_fault(self.device)
         if isinstance(self.net_g, DataParallel):  # copies take the compiled call along, and with it the first's weights
             fault = "not with several GPUs in one process; start one for each, with torchrun"
         if fault:
@@ -97,9 +103,11 @@ class RestorationModel(SRModel):
         self.get_bare_model(self.net_g).compile(mode=mode)  # in place: the keys of the state dict stay
 
     def get_optimizer(self, optim_type: str, params, lr: float, **kwargs) -> torch.optim.Optimizer:
-        """One kernel for all weights, where the optimiser has it and the options do not say otherwise."""
-        known = inspect.signature(list_optimizers()[optim_type]).parameters
-        if "fused" in known and not {"fused", "foreach", "differentiable"} & set(kwargs):
+        """One kernel for all weights by Adam and AdamW, where the options do not say otherwise.
+
+        Not by torch's others: SGD's momentum would begin as whatever is in memory where the first step is lost.
+        """
+        if optim_type in ("Adam", "AdamW") and not {"fused", "foreach", "differentiable"} & set(kwargs):
             kwargs["fused"] = True
         return super().get_optimizer(optim_type, params, lr, **kwargs)
 
@@ -371,11 +379,17 @@ class DenoisingModel(RestorationModel):
         super().init_training_settings()
 
 
-def _find_compile_fault(device: torch.device) -> str | None:
+def find_compile_fault(device: torch.device) -> str | None:
     """Why ``torch.compile`` is of no use here, or would break off in the first step."""
     if device.type == "cpu":
         return "on a CPU it takes minutes, and steps are slower"
-    if device.type != "cuda" or sys.platform != "linux":
+    if device.type != "cuda":
+        return None
+    if importlib.util.find_spec("triton") is None:
+        return "for a GPU it takes Triton, and there is none (pip install triton; on Windows triton-windows)"
+    if torch.version.hip is None and torch.cuda.get_device_capability(device) < (7, 0):
+        return "it takes a GPU of compute capability 7.0 (Volta) or newer"
+    if sys.platform != "linux":
         return None
     compilers = [os.environ["CC"]] if os.environ.get("CC") else ["gcc", "clang"]
     if not any(map(shutil.which, compilers)):

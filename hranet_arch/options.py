@@ -342,6 +342,11 @@ def _check_training(options: dict) -> list[str]:
         errors.append(f"train.accumulate: {train['accumulate']} parts of a batch of {batch}; at most {batch}.")
     if train.get("accumulate", 1) > 1 and (train.get("pixel_opt") or {}).get("reduction") == "sum":
         errors.append("train.accumulate: adds up means of parts, but train.pixel_opt.reduction is sum; make it mean.")
+    if train.get("accumulate", 1) > 1 and train.get("compile") in ("reduce-overhead", "max-autotune"):
+        errors.append(
+            f"train.accumulate: the CUDA graphs of train.compile: {train['compile']} overwrite the gradients of the "
+            "part before; write compile: true."
+        )
     return errors
 
 

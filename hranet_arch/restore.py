@@ -146,9 +146,17 @@ class Restorer:
         """The network where it runs, as it runs fastest there."""
         if self.device.type == "cpu" and self.network.backend == "torch":
             return fusion.fuse(self.network.module, self.precision)
-        if self.network.backend == "torch":
-            return copy.deepcopy(self.network.module).to(self.device)  # the one that was given stays where it is
-        return self.network.module.to(self.device)
+        is_torch = self.network.backend == "torch"
+        module = copy.deepcopy(self.network.module) if is_torch else self.network.module  # which stays where it is
+        try:
+            return module.to(self.device)
+        except Exception as error:  # of every kind, see is_out_of_memory
+            if not memory.is_out_of_memory(error):
+                raise
+            raise InputError(
+                f"device={str(self.device)!r} has no memory left for {self.network.name}. Close other programs, or "
+                "give device 'cpu'."
+            ) from error
 
     def _check_onnx(self, device: str | torch.device, precision: str) -> None:
         """What an ONNX network cannot do; and a GPU is taken by itself only where its runtime can use it."""

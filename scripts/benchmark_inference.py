@@ -239,6 +239,7 @@ def main() -> None:
     named = [path.name for path in arguments.weights or [RANDOM]]
     shown = {**vars(arguments), "output": arguments.output.name, "weights": named, "sigma": SIGMA}
     shown["pictures"] = arguments.pictures.name if arguments.pictures else "sample"
+    torch.backends.cudnn.benchmark = True  # as in the contestants' processes: the record tells of this one
     results: dict[str, dict] = {}
     for num_feat, weights in zip(arguments.num_feat, arguments.weights or [RANDOM] * len(arguments.num_feat)):
         settings = {"num_feat": num_feat, "weights": None if weights == RANDOM else str(weights)}

@@ -270,6 +270,10 @@ def measure(settings: dict, arguments: argparse.Namespace) -> Iterator[dict]:
     """After each round, what has been measured up to then; at last with the curves and the profiles."""
     wanted = choose(list_contestants(settings["device"]), arguments.only)
     if settings["device"] == "cuda":
+        from hranet_arch.model import find_compile_fault  # not above, where stock's process would import our fixes
+
+        if fault := find_compile_fault(torch.device("cuda")):  # else a warning, in a log that nobody reads
+            raise SystemExit(f"compile: {fault}.")
         compile_all(Training, settings, wanted, "run", 1)
     with running(Training, settings, wanted) as contestants:
         weights = {contestant.call("describe_weights") for contestant in contestants.values()}
@@ -306,7 +310,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="torch's threads, in each process")
     parser.add_argument("--num-feat", type=int, nargs="+", default=[32, 64])
     parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--workers", type=int, default=2, help="of the DataLoader; BasicSR's option files have 6")
+    parser.add_argument("--workers", type=int, default=None, help="of the DataLoader; default: 2, on a GPU BasicSR's 6")
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--steps", type=int, default=None, help="timed steps of a turn; default: 10, on a GPU 200")
     parser.add_argument("--curve-steps", type=int, default=300)
@@ -317,8 +321,10 @@ def main() -> None:
         arguments.num_feat, arguments.batch, arguments.rounds, arguments.steps = [4], 2, 2, 2
         arguments.curve_steps, arguments.only = 2 * WINDOW, arguments.only or ["ours"]
     arguments.steps = arguments.steps or (200 if arguments.device == "cuda" else 10)
+    arguments.workers = arguments.workers or (6 if arguments.device == "cuda" else 2)
     shown = {**vars(arguments), "input": arguments.input.name, "output": arguments.output.name}
     shown |= {"patch": PATCH, "sigma": SIGMA}
+    torch.backends.cudnn.benchmark = True  # as in the contestants' processes: the record tells of this one
     results: dict[str, dict] = {}
     with tempfile.TemporaryDirectory() as folder:
         lmdb = str(Path(folder, "train.lmdb"))

@@ -10,6 +10,7 @@ import torch
 
 from hranet_arch import Denoiser, arithmetic, cli
 from hranet_arch.checkpoints import load_checkpoint
+from hranet_arch.errors import InputError
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -99,3 +100,42 @@ def test_full_precision_on_gpus_ends_with_the_block():
         assert getattr(*place) in ("ieee", False)
         assert arithmetic.describe()["cudnn_conv"] == "ieee"
     assert getattr(*place) == before
+
+
+def test_full_precision_on_gpus_lasts_until_the_last_thread_has_left():
+    """Two that overlap, as two threads' do: the first to leave must not give TF32 back to the other, nor keep it."""
+    before, first, second = arithmetic.describe(), arithmetic.full_float32(GPU), arithmetic.full_float32(GPU)
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert arithmetic.describe()["cudnn_conv"] == "ieee"
+    second.__exit__(None, None, None)
+    assert arithmetic.describe() == before
+
+
+@pytest.fixture
+def with_a_gpu_too_old(monkeypatch):
+    """Memory it has; of kernels this torch has none for it."""
+    ones = torch.ones
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "ones", lambda *shape, device: ones(*shape))
+
+    def convolve(*arguments):
+        raise RuntimeError("CUDA error: no kernel image is available for execution on the device\nCompile with ...")
+
+    monkeypatch.setattr(torch.nn.functional, "conv2d", convolve)
+
+
+def test_a_gpu_that_cannot_compute_is_no_device(with_a_gpu_too_old, caplog):
+    with pytest.raises(InputError, match="device='cuda' cannot be used: CUDA error: no kernel image.* device\\. Here"):
+        arithmetic.find_device("cuda")
+    with caplog.at_level(logging.WARNING, "hranet_arch"):
+        assert arithmetic.find_device("auto") == CPU
+    assert "no kernel image" in caplog.text and "The CPU is used." in caplog.text
+
+
+def test_doctor_tells_of_a_gpu_that_cannot_compute(with_a_gpu_too_old):
+    from hranet_arch.doctor import _train_one_step
+
+    problems = _train_one_step()
+    assert len(problems) == 1 and "no kernel image" in problems[0]

@@ -9,6 +9,7 @@ import sys
 import textwrap
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -364,6 +365,22 @@ def test_an_epoch_without_a_batch_is_refused(stock, run, capsys):
     stock["datasets"]["train"].update(batch_size_per_gpu=32)
     assert run("train", stock) == 2
     assert "do not fill one batch of 32" in capsys.readouterr().err
+
+
+def test_a_batch_copied_ahead_is_kept_for_the_stream_that_uses_it(monkeypatch):
+    """Told to the allocator before the next one is copied; ``test_cuda.py`` has the real thing."""
+    from basicsr.data.prefetch_dataloader import CUDAPrefetcher
+
+    told = []
+    stream = SimpleNamespace(wait_stream=lambda other: told.append(other))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda self, one: told.append((self.item(), one)))
+    prefetcher = CUDAPrefetcher.__new__(CUDAPrefetcher)
+    prefetcher.stream, prefetcher.batch = "its own", {"lq": torch.tensor(1), "lq_path": ["a.png"]}
+    prefetcher.preload = lambda: (told.append("next"), setattr(prefetcher, "batch", None))
+    assert prefetcher.next()["lq"] == 1
+    assert told == ["its own", (1, stream), "next"]
+    assert prefetcher.next() is None
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -56,6 +56,18 @@ def test_the_device_is_asked_often_enough_to_stop_in_time():
     assert make_model(1, optim_g={"type": "RMSprop", "lr": 1e-3}).read_every == 1
 
 
+def test_a_batch_copied_ahead_is_not_overwritten_before_it_is_used():
+    """Python lets go of each batch while the GPU, kept busy, has not begun to read it."""
+    from basicsr.data.prefetch_dataloader import CUDAPrefetcher
+
+    batches = [{"lq": torch.full((1 << 20,), float(i)).pin_memory()} for i in range(20)]
+    prefetcher, sums = CUDAPrefetcher(batches, {"num_gpu": 1}), []
+    while (batch := prefetcher.next()) is not None:
+        torch.cuda._sleep(20_000_000)
+        sums.append(batch["lq"].mean())
+    assert [float(value) for value in sums] == list(range(20))
+
+
 @pytest.mark.parametrize("optimizer", ["Adam", "MuonAdam"])
 def test_training_steps_are_those_of_the_cpu(optimizer):
     options = {"optim_g": {"type": optimizer, "lr": 1e-3}, "grad_clip": 0.05}

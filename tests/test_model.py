@@ -14,9 +14,9 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hranet_arch import registration, validation
+from hranet_arch import arithmetic, registration, validation
 from hranet_arch.errors import TrainingError
-from hranet_arch.model import DenoisingModel, _find_compile_fault, get_root_logger
+from hranet_arch.model import DenoisingModel, find_compile_fault, get_root_logger
 from tests.conftest import load_network
 
 
@@ -34,11 +34,20 @@ class ScaleNet(torch.nn.Module):
         return self.weight * x
 
 
+class ConvNet(torch.nn.Conv2d):
+    """One convolution, of a weight that has two memory formats."""
+
+    def __init__(self) -> None:
+        super().__init__(4, 4, 3, padding=1)
+
+
 @pytest.fixture(autouse=True, scope="module")
 def registered():
-    registration.ARCH_REGISTRY.register(ScaleNet)
+    for network in (ScaleNet, ConvNet):
+        registration.ARCH_REGISTRY.register(network)
     yield
-    del registration.ARCH_REGISTRY._obj_map["ScaleNet"]
+    for network in (ScaleNet, ConvNet):
+        del registration.ARCH_REGISTRY._obj_map[network.__name__]
 
 
 def make_model(cls=DenoisingModel, network_g=None, **train):
@@ -152,9 +161,11 @@ ADAM = {"type": "Adam", "lr": 0.1}
 POISON = torch.full((1, 1, 2, 2), math.nan)
 
 
-@pytest.mark.parametrize("train", [{}, {"grad_clip": 0.1, "accumulate": 1}, {"optim_g": ADAM}])
-def test_a_step_waits_for_nothing(train):
+@pytest.mark.parametrize("optimizer", ["Adam", "AdamW", "MuonAdam"])
+@pytest.mark.parametrize("train", [{}, {"grad_clip": 0.1, "accumulate": 1}])
+def test_a_step_waits_for_nothing(train, optimizer):
     """As on a GPU, where the log is read later; a lost step in between changes nothing, whichever optimiser."""
+    train = {**train, "optim_g": {**ADAM, "type": optimizer}}
     model, healthy = make_model(ema_decay=0.9, **train), make_model(ema_decay=0.9, **train)
     model.read_every = 100
     clean = torch.ones(1, 1, 2, 2)
@@ -171,8 +182,7 @@ def test_a_step_waits_for_nothing(train):
     assert str(state) == str(expected)  # moments and number of steps
     assert model.skipped == 0  # not read yet
     assert model.extra_training_state()["skipped"] == 2
-    rate = train.get("optim_g", {"lr": 1})["lr"]
-    assert model.get_current_log() == {"skipped": 2, "learning_rate": rate}
+    assert model.get_current_log() == {"skipped": 2, "learning_rate": ADAM["lr"]}
     assert (model.skipped, model.skipped_in_a_row) == (2, 1)
 
 
@@ -371,7 +381,7 @@ def test_a_gpu_compiles_the_network_and_a_cpu_says_that_it_does_not(monkeypatch)
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self, mode: calls.append((type(self).__name__, mode)))
     model = make_model(compile=True)
     assert not calls and len(warnings) == 1 and warnings[0].startswith("compile: on a CPU")
-    monkeypatch.setattr("hranet_arch.model._find_compile_fault", lambda device: None)  # as on a GPU
+    monkeypatch.setattr("hranet_arch.model.find_compile_fault", lambda device: None)  # as on a GPU
     make_model(compile=True)
     make_model(compile="reduce-overhead")
     assert calls == [("ScaleNet", "default"), ("ScaleNet", "reduce-overhead")]
@@ -393,13 +403,66 @@ def test_what_compiling_for_a_gpu_lacks_is_said_before_the_first_step(
 ):
     """Triton builds a C extension, with the compiler that CC names, where it names one."""
     monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name == "triton")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 0))
     monkeypatch.setattr("shutil.which", lambda name: name == there)
     monkeypatch.setattr("sysconfig.get_paths", lambda: {"include": str(tmp_path)})
     monkeypatch.setenv("CC", named)
     if has_headers:
         (tmp_path / "Python.h").touch()
-    fault = _find_compile_fault(torch.device("cuda"))
+    fault = find_compile_fault(torch.device("cuda"))
     assert fault is None if said is None else said in fault
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (6, 1))
+    assert "capability 7.0" in find_compile_fault(torch.device("cuda"))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert "Triton" in find_compile_fault(torch.device("cuda"))
+
+
+def test_several_gpus_in_one_process_do_not_compute_in_bf16(monkeypatch):
+    """The threads of DataParallel are told that autocast is on, and not its type: they would compute in fp16."""
+    warnings = []
+    monkeypatch.setattr(get_root_logger(), "warning", warnings.append)
+    monkeypatch.setattr(arithmetic, "is_fast", lambda precision, device: True)
+    model = make_model()
+    assert [model._choose_precision(name) for name in ("bf16", "fp16")] == ["bf16", "fp16"]
+    model.net_g = torch.nn.DataParallel(model.net_g)
+    assert [model._choose_precision(name) for name in ("bf16", "fp16")] == ["fp32", "fp16"]
+    assert len(warnings) == 1 and "torchrun" in warnings[0]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_momentum_begins_at_nothing_where_the_first_step_is_lost(precision, monkeypatch):
+    """torch's fused SGD would begin it as whatever is in memory."""
+    monkeypatch.setattr(arithmetic, "is_fast", lambda precision, device: True)
+    empty_like = torch.empty_like
+    monkeypatch.setattr(torch, "empty_like", lambda *args, **kwargs: empty_like(*args, **kwargs).fill_(1e3))
+    model = make_model(optim_g={"type": "SGD", "lr": 0.1, "momentum": 0.9}, precision=precision)
+    start = step(model, POISON, torch.ones(1, 1, 2, 2))
+    weight = step(model, torch.ones(1, 1, 2, 2), torch.ones(1, 1, 2, 2), 2)
+    assert weight == pytest.approx(start - 0.1 * 2 * (start - 1), rel=1e-5)
+
+
+@pytest.mark.parametrize("optimizer", ["Adam", "MuonAdam"])
+@pytest.mark.parametrize("was_last", [False, True])
+def test_a_resume_may_change_the_memory_format(was_last, optimizer):
+    """Fused optimisers pair weights and averages in the order of memory, which is another one then."""
+    first, second = (
+        make_model(network_g={"type": "ConvNet"}, optim_g={"type": optimizer, "lr": 0.1}, channels_last=is_last)
+        for is_last in (was_last, not was_last)
+    )
+    lq, gt = torch.rand(2, 1, 4, 8, 8)
+
+    def train(model, iteration):
+        model.feed_data({"lq": lq, "gt": gt})
+        model.optimize_parameters(iteration)
+
+    train(first, 1)
+    second.net_g.load_state_dict(first.net_g.state_dict())
+    states = {"optimizers": [first.optimizer_g.state_dict()], "schedulers": [first.schedulers[0].state_dict()]}
+    second.resume_training(copy.deepcopy({**states, "iter": 1}))
+    train(first, 2)
+    train(second, 2)
+    torch.testing.assert_close(second.net_g.weight, first.net_g.weight, rtol=1e-4, atol=1e-4)
 
 
 def test_a_network_that_takes_the_noise_level_is_told_each_samples():

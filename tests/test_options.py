@@ -606,6 +606,10 @@ def test_a_released_network_is_a_start_by_its_name(recipe):
             "datasets.val.meta_info_file: LMDBs have a list of their own.",
         ),
         (
+            ["train:accumulate=2", "train:compile=reduce-overhead"],
+            "train.accumulate: the CUDA graphs of train.compile: reduce-overhead overwrite",
+        ),
+        (
             ["train:accumulate=2", "train:pixel_opt={type: L1Loss, reduction: sum}"],
             "train.accumulate: adds up means of parts, but train.pixel_opt.reduction is sum",
         ),

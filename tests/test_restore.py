@@ -251,7 +251,20 @@ def test_torchs_own_failure_to_allocate_is_known():
     with pytest.raises(RuntimeError) as failure:
         torch.empty(2**60, dtype=torch.uint8)
     assert memory.is_out_of_memory(failure.value)
+    for text in ("CUDA error: out of memory", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"):
+        assert memory.is_out_of_memory(RuntimeError(text))
     assert not memory.is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+
+
+def test_a_device_without_memory_for_the_network_is_told_of(monkeypatch):
+    def refuse(self, device):
+        raise RuntimeError("CUDA error: out of memory")
+
+    denoiser = Denoiser("hranet_s_gray_s25", device="cpu")
+    denoiser.device = torch.device("cuda")
+    monkeypatch.setattr(torch.nn.Module, "to", refuse)
+    with pytest.raises(InputError, match="device='cuda' has no memory left for hranet_s_gray_s25"):
+        denoiser._prepare()
 
 
 def test_bytes_per_pixel_follow_from_the_layers():
