@@ -53,6 +53,8 @@ def load_checkpoint(path: str | os.PathLike) -> dict:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged bytes end in struct.error, IndexError, AssertionError, SafetensorError, ...
         reason = first_line(error)
+        if "TorchScript" in reason:
+            raise InputError(f"{path}: a TorchScript file holds code; give the weights that it is made of.") from error
         if isinstance(error, pickle.UnpicklingError):  # torch's own text advises to run the file's code
             reason = "holds something else than tensors and plain values."
         raise InputError(f"{path}: not a whole checkpoint ({path.stat().st_size} bytes): {reason}") from error

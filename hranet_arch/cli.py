@@ -1,16 +1,19 @@
 """The ``basicsr`` command (also ``hranet``, and ``python -m hranet_arch``).
 
-Exit status: 0 done; 1 a run that failed; 2 something the user gave cannot be used; 130 stopped by a signal.
+Exit status: 0 done; 1 a run that failed; 2 something the user gave cannot be used; 130 stopped by Ctrl-C or SIGTERM.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import inspect
 import logging
 import os
+import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from hranet_arch import cli_prepare, cli_restore
@@ -37,7 +40,8 @@ def main(argv: list[str] | None = None) -> None:
     arguments = _build_parser().parse_args(argv)
     _show_messages()
     try:
-        sys.exit(arguments.run(arguments) or 0)
+        with _stop_on_sigterm():
+            sys.exit(arguments.run(arguments) or 0)
     except (InputError, TrainingError, Interrupted) as error:
         status = {InputError: 2, TrainingError: 1, Interrupted: 130}[type(error)]
         print(f"basicsr: {_without_traceback(error)}", file=sys.stderr)
@@ -53,6 +57,20 @@ def main(argv: list[str] | None = None) -> None:
         status = 2
         print(f"basicsr: {error.filename or 'the disk'}: {error.strerror}.", file=sys.stderr)
     sys.exit(status)
+
+
+@contextlib.contextmanager
+def _stop_on_sigterm() -> Iterator[None]:
+    """SIGTERM does as Ctrl-C: what is open is closed, and no half-written file stays."""
+
+    def stop(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def _show_messages() -> None:

@@ -25,7 +25,7 @@ class _Run:
         self.reset()
 
     def reset(self) -> None:
-        self.is_started = False  # an iteration has begun
+        self.is_started = False  # an iteration is done, or a picture validated: there is something to keep
         self.iteration = self.saved = 0  # the last that has begun, and the last with a training state
         self.stop_requested = False  # set by a signal handler
         self.archived: list[tuple[str, str]] = []  # folders made, and where an older one of that name was moved to

@@ -92,7 +92,10 @@ class PictureStore:
         return f"{self.root}/{key}"
 
     def size(self, key: str) -> tuple[int, int]:
-        """Height and width, from the LMDB's list or the file's header, without decoding the picture."""
+        """Height and width, from the LMDB's list or the file's header.
+
+        Only a picture that EXIF turns, or that Pillow cannot read, is decoded for it.
+        """
         if key not in self.sizes:
             from PIL import ExifTags, Image
 

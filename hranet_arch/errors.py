@@ -1,4 +1,4 @@
-"""The two errors this package raises on purpose. The command line prints their message and no traceback."""
+"""The errors that this package raises on purpose. The command line prints their message and no traceback."""
 
 from typing import NoReturn
 
@@ -18,7 +18,7 @@ class TrainingError(RuntimeError):
 
 
 class Interrupted(RuntimeError):
-    """A run was asked to stop (Ctrl-C, SIGTERM) and has saved what it had.
+    """A run was asked to stop (Ctrl-C, SIGTERM) and has saved what it had, if it was given the time.
 
     The command line ends with exit status 130.
     """

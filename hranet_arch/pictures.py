@@ -2,7 +2,8 @@
 
 PNG, JPEG, TIFF, WebP, BMP, and EXR where OpenCV has it. A file is known by its content, whatever it is called, and
 its size is checked before any pixel is decoded. Pillow decodes 8 bits; deeper PNGs are OpenCV's, deeper TIFFs
-``tiff.py``'s; ``png.py`` writes PNGs. Pixels stay as stored: an EXIF orientation is kept as the tag it is.
+``tiff.py``'s; ``png.py`` writes PNGs. Pixels stay as stored, with EXIF's orientation as the tag it is; BMP and
+EXR, which have no place for it, get them turned upright.
 """
 
 from __future__ import annotations

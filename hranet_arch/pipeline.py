@@ -47,7 +47,8 @@ logger = logging.getLogger(__name__)
 
 def run_train(opt: dict, opt_path: str) -> None:
     """Trains as ``opt`` says (checked options; see ``options.complete_options``), with the current folder as root."""
-    with _guarded_run(opt, opt_path, basicsr.train, Path(opt["path"]["experiments_root"])):
+    folder = Path(opt["path"]["experiments_root"])
+    with _guarded_run(opt, opt_path, basicsr.train, folder), _stop_on_signals(opt["dist"]):
         basicsr.train.train_pipeline(os.getcwd())
 
 
@@ -66,7 +67,7 @@ def _guarded_run(opt: dict, opt_path: str, pipeline, folder: Path) -> Iterator[N
     _close_loggers()
     pipeline.parse_options = lambda root_path, is_train=True: (opt, argparse.Namespace(opt=opt_path))
     basicsr.train.copy_opt_file = lambda opt_file, root: write_options(opt, Path(root) / Path(opt_file).name)
-    with lock_folder(folder, opt["rank"]), _stop_on_signals(opt["dist"]):
+    with lock_folder(folder, opt["rank"]):
         try:
             yield
         except BaseException:
@@ -136,7 +137,7 @@ def _stop_on_signals(is_distributed: bool) -> Iterator[None]:
 
 @master_only
 def _put_back_archived() -> None:
-    """A launch that failed before its first iteration leaves the folders as it found them."""
+    """A launch that failed before the end of its first iteration leaves the folders as it found them."""
     _close_loggers()
     for path, archived in reversed(RUN.archived):
         shutil.rmtree(path, ignore_errors=True)
@@ -162,6 +163,7 @@ def start_distributed(launcher: str, on_gpu: bool, port: int | None = None) -> N
     torchrun and Slurm; NCCL on GPUs with a device from LOCAL_RANK, Gloo on the CPU. The timeout is long because
     rank 0 validates alone.
     """
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # at once: whoever waits for another process runs no Python
     if launcher == "slurm":
         _read_slurm(port)
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
@@ -188,7 +190,9 @@ def _read_slurm(port: int | None) -> None:
     if port is not None:
         os.environ["MASTER_PORT"] = str(port)
     os.environ["RANK"], os.environ["WORLD_SIZE"] = rank, tasks
-    os.environ["LOCAL_RANK"] = os.environ.get("SLURM_LOCALID", str(int(rank) % max(torch.cuda.device_count(), 1)))
+    has_own = "SLURM_GPUS_PER_TASK" in os.environ and torch.cuda.device_count() == 1  # a GPU that it alone sees
+    local = "0" if has_own else str(int(rank) % max(torch.cuda.device_count(), 1))
+    os.environ["LOCAL_RANK"] = local if has_own else os.environ.get("SLURM_LOCALID", local)
 
 
 # --- what train_pipeline calls ----------------------------------------------------------------------------------------

@@ -6,8 +6,6 @@ import contextlib
 import glob
 import logging
 import os
-import signal
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -183,17 +181,15 @@ def _check_targets(items: Sequence[Item]) -> None:
 def run(items: Sequence[Item], settings: Settings, *, is_overwriting: bool = False) -> Iterator[Outcome]:
     """Restores one picture after the other, with a bar at a terminal: pictures, tiles, time left.
 
-    A picture that fails is told of, and the rest goes on. Ctrl-C and SIGTERM end the run between two steps and leave
-    no half-written file.
+    A picture that fails is told of, and the rest goes on. Ctrl-C leaves no half-written file.
 
     Raises:
         InputError: if the network cannot be loaded, does not fit the settings, or nothing could be written.
-        KeyboardInterrupt: at a signal.
     """
     worker = _Worker(settings)
     for folder in dict.fromkeys(item.target.parent for item in items if is_overwriting or not item.is_done):
         require_writable(folder)
-    with _stop_on_sigterm(), _show_progress(items, is_overwriting) as progress:
+    with _show_progress(items, is_overwriting) as progress:
         for number, item in enumerate(items, 1):
             progress.set_description(f"{number}/{len(items)} {item.source.name}", refresh=True)
             if item.is_done and not is_overwriting:
@@ -367,20 +363,3 @@ def _count(item: Item) -> int:
         return pictures.read_header(item.source).pixels
     except (InputError, OSError):  # told of when its turn comes
         return 0
-
-
-@contextlib.contextmanager
-def _stop_on_sigterm() -> Iterator[None]:
-    """SIGTERM does as Ctrl-C: what is open is closed, and no half-written file stays."""
-
-    def stop(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)

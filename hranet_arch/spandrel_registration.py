@@ -18,6 +18,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+
+from hranet_arch.compat import make_importable
+
+make_importable()
+
 from spandrel import (
     MAIN_REGISTRY,
     Architecture,

@@ -3,9 +3,11 @@
 import errno
 import importlib.metadata
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import lmdb
@@ -15,7 +17,9 @@ import safetensors.torch
 import torch
 import yaml
 
-from hranet_arch import cli, registration
+from hranet_arch import cli, pipeline, registration
+from hranet_arch.checkpoints import load_checkpoint
+from hranet_arch.errors import InputError
 from hranet_arch.prepare import prepare_lmdb
 from tests.conftest import REPOSITORY, make_pictures
 
@@ -115,6 +119,27 @@ def test_gpus_that_are_not_there(recipe, refuse):
     assert "num_gpu: 1, but torch" in refuse({**recipe, "num_gpu": 1})
     recipe["datasets"]["train"].update(prefetch_mode="cuda", pin_memory=True)
     assert "datasets.train.prefetch_mode: 'cuda' needs a GPU" in refuse(recipe)
+
+
+@pytest.mark.parametrize(
+    ("given", "seen", "expected"),
+    [({"SLURM_LOCALID": "3"}, 4, "3"), ({}, 4, "1"), ({"SLURM_LOCALID": "3", "SLURM_GPUS_PER_TASK": "1"}, 1, "0")],
+)
+def test_slurm_says_which_gpu_is_whose(given, seen, expected, monkeypatch):
+    """With --gpus-per-task each task sees its own alone, as number 0."""
+    names = ("SLURM_LOCALID", "SLURM_GPUS_PER_TASK", "MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK")
+    for name in names:
+        monkeypatch.setenv(name, "")  # so that what is set here is undone
+        monkeypatch.delenv(name)
+    for name, value in {"PROCID": "5", "NTASKS": "8", "NODELIST": "n[1-2]"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: seen)
+    monkeypatch.setattr(subprocess, "run", lambda *args, **kwargs: SimpleNamespace(stdout="n1\nn2\n"))
+    pipeline._read_slurm(None)
+    found = [os.environ[name] for name in ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK")]
+    assert found == ["n1", "29500", "5", "8", expected]
 
 
 @pytest.mark.parametrize("launcher", ["pytorch", "slurm"])
@@ -329,6 +354,37 @@ def test_damage_that_the_prefetching_thread_finds(recipe):
     assert result.returncode == 2 and "Traceback" not in result.stderr
     (message,) = [line for line in result.stderr.splitlines() if line.startswith("basicsr: ")]
     assert ".png: not a picture that can be read" in message
+
+
+def test_sigterm_stops_a_verb_as_ctrl_c_does(monkeypatch, capsys):
+    from hranet_arch import doctor
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(doctor, "examine", lambda: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["doctor"])
+    assert stop.value.code == 130 and capsys.readouterr().err == "basicsr: stopped.\n"
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_test_stops_at_once(number, recipe, run, capsys, monkeypatch):
+    """It has nothing to save."""
+    assert run("train", recipe) == 0
+    monkeypatch.setattr("basicsr.test.test_pipeline", lambda root: signal.raise_signal(number))
+    recipe["path"] = {"pretrain_network_g": "experiments/tiny/models/net_g_8.pth"}
+    recipe["datasets"] = {"test": recipe["datasets"]["val"]}
+    capsys.readouterr()
+    assert run("test", recipe) == 130
+    assert capsys.readouterr().err.endswith("basicsr: stopped.\n")
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit", "ignore:'torch.load' received a zip file")
+def test_a_torchscript_file_is_no_checkpoint(tmp_path):
+    path = tmp_path / "net.pt"
+    torch.jit.trace(torch.nn.Conv2d(1, 1, 3), torch.zeros(1, 1, 8, 8)).save(path)
+    with pytest.raises(InputError, match="net.pt: a TorchScript file holds code; give the weights"):
+        load_checkpoint(path)
 
 
 def test_a_truncated_lmdb(recipe, refuse):

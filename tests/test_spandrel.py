@@ -13,7 +13,7 @@ from hranet_arch.errors import InputError
 from hranet_arch.networks import load_network
 from tests.conftest import REPOSITORY
 
-compat.make_importable()  # spandrel imports torchvision, which may be built for another torch
+compat.make_importable()  # importorskip is to fail for spandrel's own sake alone
 spandrel = pytest.importorskip("spandrel", reason="spandrel is not installed")
 from hranet_arch import spandrel_registration  # noqa: E402
 
@@ -78,6 +78,15 @@ def test_registration_needs_neither_basicsr_nor_torchvision():
     code += "print({name.split('.')[0] for name in set(sys.modules) - before} & {'basicsr', 'torchvision', 'cv2'})"
     result = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)
     assert result.stdout.strip() == "set()", result.stderr
+
+
+def test_the_one_import_is_enough():
+    """In a new process: spandrel imports torchvision, which may be built for another torch and need its repair."""
+    code = (
+        "import hranet_arch.spandrel_registration, spandrel; print([a.architecture.id for a in spandrel.MAIN_REGISTRY])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)
+    assert "HRANet" in result.stdout, result.stderr
 
 
 @pytest.mark.parametrize("upscale", [2, 3])
