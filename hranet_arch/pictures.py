@@ -33,6 +33,7 @@ LARGEST_PICTURE = 2**28  # pixels: 16,384 x 16,384
 LARGEST_DECODED = 3 * 2**29  # bytes of pixels: with the result and a tile, the process stays under 4 GB
 LARGEST_FILE = 2**31  # bytes
 EXIF_PREFIX = b"Exif\0\0"
+BAND = 256  # rows that are taken from Pillow at a time
 JPEG_QUALITY = 95  # with full colour resolution (4:4:4)
 _PILLOW_LIMIT = threading.Lock()
 
@@ -227,7 +228,7 @@ def _read_with_pillow(path: Path, kind: str) -> Picture:
         icc, exif = image.info.get("icc_profile"), image.info.get("exif", b"")
         bits, clear = _read_bits(path, kind), image.info.get("transparency")
         if bits == 16:
-            pixels = _decode_deep_png(path, len(image.getbands()))
+            pixels = _decode_deep_png(path)
             if pixels.ndim == 2 and clear is not None:  # OpenCV leaves it out
                 pixels = np.dstack([pixels, np.where(pixels == clear, 0, 65535).astype(np.uint16)])
             picture = _from_stack(pixels)
@@ -254,15 +255,24 @@ def _convert(image: Image.Image, has_profile: bool) -> Picture:
     if image.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA"):
         notes.append(f"{image.mode} converted to RGB, without its profile")
     if image.mode == "P" and is_gray:
-        image = image.convert("RGBA" if has_alpha else "RGB").convert("LA" if has_alpha else "L")
-    else:
-        image = image.convert(("L" if is_gray else "RGB") + ("A" if has_alpha else ""))
-    picture = _from_stack(np.array(image))  # a copy that can be written to
+        image = image.convert("RGBA" if has_alpha else "RGB")
+    mode = ("L" if is_gray else "RGB") + ("A" if has_alpha else "")
+    picture = _from_stack(_to_array(image if image.mode == mode else image.convert(mode)))
     picture.notes = notes
     return picture
 
 
-def _decode_deep_png(path: Path, bands: int) -> np.ndarray:
+def _to_array(image: Image.Image) -> np.ndarray:
+    """Band by band: of the whole picture Pillow's rows, their bytes and NumPy's copy would be there at once."""
+    channels = len(image.getbands())
+    pixels = np.empty((image.height, image.width) if channels == 1 else (image.height, image.width, channels), np.uint8)
+    for top in range(0, image.height, BAND):
+        bottom = min(top + BAND, image.height)
+        pixels[top:bottom] = image.crop((0, top, image.width, bottom))
+    return pixels
+
+
+def _decode_deep_png(path: Path) -> np.ndarray:
     pixels = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
     if pixels is None or pixels.dtype != np.uint16:
         raise InputError(f"{path}: not a whole picture: a damaged 16-bit PNG.")
@@ -281,9 +291,8 @@ def _read_tiff(path: Path) -> Picture:
         with _open(path) as image:
             picture = _convert(image, header.icc is not None)
         orientation = int(header.tags.get(tiff.ORIENTATION, 1))
-        undo = {6: 8, 8: 6}.get(
-            orientation, orientation
-        )  # Pillow turns TIFFs, and TIFFs alone; the others undo themselves
+        # Pillow turns TIFFs, and TIFFs alone. Orientations other than these two undo themselves.
+        undo = {6: 8, 8: 6}.get(orientation, orientation)
         picture.pixels = turn_upright(picture.pixels, undo)
         picture.alpha = None if picture.alpha is None else turn_upright(picture.alpha, undo)
     else:

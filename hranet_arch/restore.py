@@ -32,7 +32,7 @@ LARGEST_VALUE = {torch.uint8: 255, torch.uint16: 65535}
 FLOATS = (torch.float16, torch.float32, torch.float64)
 LOWEST, HIGHEST = -2.0, 3.0  # of float pixels: white Gaussian noise up to sigma 100 around [0, 1]
 # On the CPU a picture, its result and a tile stay below this many bytes together, so that the process stays under 4 GB.
-CPU_BUDGET = 3 * 2**30
+CPU_BUDGET = 9 * 2**28  # the rest is the program and holes in its memory
 SMALLEST_BUDGET = 256 * 2**20
 FREE_PART = 0.5  # of the free memory; the rest is for whoever else is on the machine
 LARGEST_TILE = 4096  # larger ones save less than 6 % of the work

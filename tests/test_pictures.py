@@ -1,6 +1,7 @@
 """Picture files of every format, depth and layout: read and written back as they were; bad ones refused by name."""
 
 import struct
+import tracemalloc
 import zlib
 
 import cv2
@@ -30,6 +31,23 @@ def round_trip(path, name=None):
     pictures.write_picture(first, target)
     assert not [p for p in target.parent.iterdir() if p.name.endswith(".tmp")]
     return first, pictures.read_picture(target)
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA"])
+def test_a_picture_is_in_memory_once_beside_pillows(tmp_path, mode):
+    """The largest that are let in would take over 4 GB otherwise; their bytes alone are 1.5 GiB."""
+    image = Image.effect_noise((1500, 2000), 50).convert(mode)
+    image.save(tmp_path / "a.png", compress_level=1)
+    tracemalloc.start()
+    try:
+        picture = pictures.read_picture(tmp_path / "a.png")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    size = len(mode) * 1500 * 2000
+    assert size < peak < (1.4 if "A" not in mode else 2.4) * size  # alpha is taken apart
+    read = picture.pixels if picture.alpha is None else np.dstack([picture.pixels, picture.alpha])
+    assert np.array_equal(read, np.array(image))
 
 
 # --- depth and layout -------------------------------------------------------------------------------------------------
