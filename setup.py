@@ -50,8 +50,7 @@ setup(
         "onnx": ONNX,
         "demo": DEMO,
         "bm3d": ["bm3d"],  # non-commercial licence: asked for by name alone
-        # scikit-image is the tests' oracle too: named here in case the package itself stops needing it.
-        "dev": [*COMPARE, *ONNX, *DEMO, "httpx", "playwright", "pytest>=9", "pytest-xdist", "ruff", "scikit-image"],
+        "dev": [*COMPARE, *ONNX, *DEMO, "httpx", "playwright", "pytest>=9", "pytest-xdist", "ruff"],
     },
     entry_points={
         "console_scripts": [

@@ -27,11 +27,11 @@ def compose(before: np.ndarray, after: np.ndarray) -> np.ndarray:
     top, left, side = _find_detail(after)
     panels = []
     for picture in (before, after):
-        whole = _shrink(picture)
+        whole = _to_rgb(shrink(picture, LARGEST_PANEL / max(picture.shape[:2])))
         scale = whole.shape[1] / picture.shape[1]
         corners = [(round(x * scale), round(y * scale)) for x, y in ((left, top), (left + side, top + side))]
         cv2.rectangle(whole, *corners, MARK, 1)
-        detail = _to_bytes(picture[top : top + side, left : left + side])
+        detail = _to_rgb(_to_bytes(picture[top : top + side, left : left + side]))
         width = whole.shape[1]
         detail = cv2.resize(detail, (width, width), interpolation=cv2.INTER_NEAREST)
         panels.append(np.vstack([whole, np.full((GAP, width, 3), WHITE, np.uint8), detail]))
@@ -39,21 +39,22 @@ def compose(before: np.ndarray, after: np.ndarray) -> np.ndarray:
     return np.hstack([panels[0], between, panels[1]])
 
 
-def _shrink(picture: np.ndarray) -> np.ndarray:
-    height, width = picture.shape[:2]
-    scale = min(LARGEST_PANEL / max(height, width), 1)
+def shrink(picture: np.ndarray, scale: float) -> np.ndarray:
+    """A picture as ``compose`` takes it as uint8; ``scale`` times as large where that is less than 1."""
     if scale < 1:
         picture = picture.astype(np.float32) if picture.dtype == np.float16 else picture  # which OpenCV does not take
-        size = max(round(width * scale), 1), max(round(height * scale), 1)
-        picture = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
+        height, width = (max(round(side * scale), 1) for side in picture.shape[:2])
+        picture = cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
     return _to_bytes(picture)
 
 
 def _to_bytes(picture: np.ndarray) -> np.ndarray:
-    """As uint8 RGB, a copy."""
     white = np.iinfo(picture.dtype).max if picture.dtype.kind == "u" else 1.0
-    scaled = (picture.astype(np.float32) * (255 / white)).clip(0, 255).round().astype(np.uint8)
-    return np.ascontiguousarray(np.dstack([scaled] * 3) if scaled.ndim == 2 else scaled)
+    return (picture.astype(np.float32) * (255 / white)).clip(0, 255).round().astype(np.uint8)
+
+
+def _to_rgb(picture: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(np.dstack([picture] * 3) if picture.ndim == 2 else picture)
 
 
 def _find_detail(picture: np.ndarray) -> tuple[int, int, int]:

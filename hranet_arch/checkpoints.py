@@ -78,14 +78,18 @@ def select_params(checkpoint: dict, key: str | None = None) -> tuple[dict[str, T
     return {name.removeprefix("module."): value for name, value in params.items()}, found or "bare"
 
 
-def describe_misfit(network: nn.Module, params: dict[str, Tensor]) -> str | None:
-    """In how many tensors a checkpoint's network differs from this one, and in what the first; None where in none."""
+def require_fit(network: nn.Module, params: dict[str, Tensor], path: str | os.PathLike) -> None:
+    """Raises InputError where a checkpoint's tensors are not the network's, no more and no fewer."""
     own = network.state_dict()
     problems = [f"{name} is missing" for name in own if name not in params]
     problems += [f"{name} is not the network's" for name in params if name not in own]
     problems += [_compare(name, params[name], own[name]) for name in own if name in params]
     problems = [problem for problem in problems if problem]
-    return f"in {len(problems)} tensors; the first: {problems[0]}" if problems else None
+    if problems:
+        raise InputError(
+            f"{path} does not fit {type(network).__name__}, in {len(problems)} tensors; the first: {problems[0]}. "
+            "Give the network the arguments that it was trained with."
+        )
 
 
 def _compare(name: str, given: Tensor, own: Tensor) -> str:

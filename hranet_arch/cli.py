@@ -172,6 +172,12 @@ def _name_file(error: InputError, file: str) -> InputError:
     return InputError("\n".join(f"{file}: {line}" for line in str(error).splitlines()))
 
 
+def _add_compare_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-opt", required=True, metavar="FILE", help="option file (YAML)")
+    parser.add_argument("--launcher", choices=["none", "pytorch", "slurm"], default="none", help="how processes start")
+    _add_force_yml(parser)
+
+
 # --- list, doctor -----------------------------------------------------------------------------------------------------
 
 
@@ -210,6 +216,15 @@ def _size(text: str) -> tuple[int, int]:
     if not (height.isdecimal() and width.isdecimal() and int(height) and int(width)):
         raise argparse.ArgumentTypeError(f"{text!r} is not HEIGHTxWIDTH, such as 256x256")
     return int(height), int(width)
+
+
+def _add_profile_arguments(parser: argparse.ArgumentParser) -> None:
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("-opt", metavar="FILE", help="option file (its network_g)")
+    which.add_argument("--arch", metavar="NAME", help="a registered architecture")
+    parser.add_argument("--size", type=_size, default=(256, 256), metavar="HxW", help="of the picture (256x256)")
+    parser.add_argument("--depth", type=int, metavar="N", help="take together what lies deeper than N names")
+    _add_force_yml(parser)
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
@@ -295,10 +310,7 @@ def _build_parser() -> argparse.ArgumentParser:
     for verb, text in (("train", "train a network as an option file says"), ("test", "test a trained network")):
         _add_run_arguments(_add(verbs, verb, text, _run_options, f"basicsr {verb} -opt options/{verb}_hranet.yml"))
     text = "networks and classical methods beside each other, on the same pictures, noise and machine"
-    compare = _add(verbs, "compare", text, _compare, "basicsr compare -opt options/compare_gray.yml")
-    compare.add_argument("-opt", required=True, metavar="FILE", help="option file (YAML)")
-    compare.add_argument("--launcher", choices=["none", "pytorch", "slurm"], default="none", help="how processes start")
-    _add_force_yml(compare)
+    _add_compare_arguments(_add(verbs, "compare", text, _compare, "basicsr compare -opt options/compare_gray.yml"))
     example = "basicsr prepare lmdb --input pictures --output datasets/mine.lmdb"
     prepare = _add(verbs, "prepare", "pictures to LMDBs that BasicSR reads", None, example)
     what = prepare.add_subparsers(dest="what", required=True, metavar="WHAT")
@@ -317,13 +329,8 @@ def _build_parser() -> argparse.ArgumentParser:
     text = "clean pictures on a page in the browser"
     _add_demo_arguments(_add(verbs, "demo", text, _demo, "basicsr demo --model net.pth"))
     text = "parameters and multiply-accumulates, layer by layer"
-    profile = _add(verbs, "profile", text, _profile, "basicsr profile --arch HRANet --force_yml network_g:num_feat=32")
-    which = profile.add_mutually_exclusive_group(required=True)
-    which.add_argument("-opt", metavar="FILE", help="option file (its network_g)")
-    which.add_argument("--arch", metavar="NAME", help="a registered architecture")
-    profile.add_argument("--size", type=_size, default=(256, 256), metavar="HxW", help="of the picture (256x256)")
-    profile.add_argument("--depth", type=int, metavar="N", help="take together what lies deeper than N names")
-    _add_force_yml(profile)
+    example = "basicsr profile --arch HRANet --force_yml network_g:num_feat=32"
+    _add_profile_arguments(_add(verbs, "profile", text, _profile, example))
     return parser
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from hranet_arch import networks, pictures
+from hranet_arch import before_after, networks, pictures
 from hranet_arch.errors import InputError
 from hranet_arch.noise_estimate import estimate_sigma
 from hranet_arch.pictures import FORMATS, Picture
@@ -20,7 +20,7 @@ from hranet_arch.restore import Denoiser
 AUTOMATIC = "automatic"
 LARGEST_UPLOAD = 64 * 2**20  # bytes
 LARGEST_PICTURE = 48_000_000  # pixels
-LARGEST_PREVIEW = 6_000_000  # pixels
+LARGEST_PREVIEW = 6_000_000  # pixels, about
 BAND = 256  # rows that are blended at a time
 SUFFIXES = {kind: suffix for suffix, kind in reversed(FORMATS.items())}
 
@@ -143,14 +143,7 @@ def _preview(picture: Picture) -> bytes:
     """As a browser can show it: PNG of 8 bits, upright, without alpha, smaller where it is large."""
     pixels = pictures.turn_upright(picture.pixels, picture.orientation)
     height, width = pixels.shape[:2]
-    scale = min((LARGEST_PREVIEW / (height * width)) ** 0.5, 1)
-    if scale < 1:
-        pixels = pixels.astype(np.float32) if pixels.dtype == np.float16 else pixels  # which OpenCV does not take
-        size = max(int(width * scale), 1), max(int(height * scale), 1)
-        pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
-    if pixels.dtype != np.uint8:
-        white = np.iinfo(pixels.dtype).max if pixels.dtype.kind == "u" else 1.0
-        pixels = (pixels.astype(np.float32) * (255 / white)).clip(0, 255).round().astype(np.uint8)
+    pixels = before_after.shrink(pixels, (LARGEST_PREVIEW / (height * width)) ** 0.5)
     pixels = pixels[..., ::-1] if pixels.ndim == 3 else pixels
     return cv2.imencode(".png", np.ascontiguousarray(pixels), [cv2.IMWRITE_PNG_COMPRESSION, 1])[1].tobytes()
 

@@ -38,7 +38,8 @@ def require_writable(folder: Path) -> None:
     """Raises InputError where a folder, which may not be there yet, could not be written to: before the work."""
     there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        raise InputError(f"{folder}: cannot be written to. Mend the permissions of {there}, or give another folder.")
+        fault = "may not be written to" if there.is_dir() else "is a file"
+        raise InputError(f"{folder}: cannot be written to: {there} {fault}. Mend that, or give another folder.")
 
 
 def write_text(path: Path, text: str) -> None:

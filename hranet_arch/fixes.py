@@ -267,11 +267,8 @@ def load_any_checkpoint() -> None:
             param_key = own_key  # of the average, which is asked for as params_ema
         params, found = checkpoints.select_params(checkpoint, param_key)
         net = self.get_bare_model(net)
-        if strict and (misfit := checkpoints.describe_misfit(net, params)):
-            raise InputError(
-                f"{load_path}: does not fit network_g ({type(net).__name__}), {misfit}. "
-                "Give network_g the arguments that the checkpoint was trained with."
-            )
+        if strict:
+            checkpoints.require_fit(net, params, load_path)
         get_root_logger().info(f"Loading {type(net).__name__} from {load_path}, key [{found}].")
         self._print_different_keys_loading(net, params, strict)
         net.load_state_dict(params, strict=strict)  # what is left out where it is not strict has other names by now

@@ -19,7 +19,7 @@ import numpy as np
 from hranet_arch.errors import InputError
 from hranet_arch.images import decode_image, list_pictures
 from hranet_arch.lmdb_reader import open_lmdb, read_value
-from hranet_arch.testsets import WORKERS, hash_bytes, map_in_threads
+from hranet_arch.testsets import hash_bytes, map_in_threads
 
 LARGEST = 1024  # pixels of the longer side; larger pictures are compared at this size
 LARGEST_SCALE = 4.0  # of one picture to the other
@@ -46,9 +46,7 @@ class Overlap:
     similarity: float
 
 
-def find_test_pictures(
-    training: Iterable[str | Path], testsets: Mapping[str, Sequence[str | Path]], *, workers: int = WORKERS
-) -> list[Overlap]:
+def find_test_pictures(training: Iterable[str | Path], testsets: Mapping[str, Sequence[str | Path]]) -> list[Overlap]:
     """Finds training pictures that are, hold, or are cut from a test picture.
 
     Sure for parts of about 100 x 100 pixels of a test picture and more, if they show something: sky cannot be told
@@ -57,7 +55,6 @@ def find_test_pictures(
     Args:
         training: picture files, folders of pictures, LMDB folders.
         testsets: files of each test set, by its name.
-        workers: threads.
 
     Returns:
         An entry for each training picture and test picture that overlap, in the order of the training pictures.
@@ -75,7 +72,7 @@ def find_test_pictures(
         features = picture.find_features(128)
         return [overlap for index in indices for overlap in index.find(label, value, picture, features)]
 
-    return [overlap for found in map_in_threads(compare, items, "comparing", workers) for overlap in found]
+    return [overlap for found in map_in_threads(compare, items, "comparing") for overlap in found]
 
 
 def refuse_test_pictures(training: Iterable[str | Path], testsets: Mapping[str, Sequence[str | Path]]) -> None:

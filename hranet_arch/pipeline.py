@@ -148,13 +148,7 @@ def _put_back_archived() -> None:
 @master_only
 def write_options(opt: dict, path: Path) -> None:
     """Writes the options that ran, overrides included, to the run's folder."""
-    path.write_text(yaml.safe_dump(_plain(opt), sort_keys=False), encoding="utf-8")
-
-
-def _plain(value):
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+    path.write_text(yaml.safe_dump(opt, sort_keys=False), encoding="utf-8")
 
 
 def start_distributed(launcher: str, on_gpu: bool, port: int | None = None) -> None:

@@ -250,8 +250,7 @@ def _check_pair(gt: _File, lq: _File | None, scale: int) -> str | None:
 
 def _identify(name: str, files: dict[str, _File]) -> tuple[str, str]:
     """SHA-256 of a folder's pictures (``testsets.hash_set``'s), and what the catalogue says of it."""
-    hashes = sorted(one.sha256 for one in files.values())
-    sha256 = hashlib.sha256("".join(f"{value}\n" for value in hashes).encode()).hexdigest()
+    sha256 = testsets.combine_hashes(one.sha256 for one in files.values())
     known = next((known for known in testsets.read_catalogue() if known.name == name), None)
     if known is None:
         return sha256, "unknown"

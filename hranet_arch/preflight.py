@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from torch import Tensor
 from hranet_arch import arithmetic, checkpoints, registration, schema, tiling
 from hranet_arch.degradations import Degradations
 from hranet_arch.errors import InputError, first_line
+from hranet_arch.files import require_writable
 
 PROBE_SIZE = 48
 LARGEST_PROBE = 128
@@ -68,10 +68,7 @@ def _check_folders(opt: dict) -> None:
     if opt["is_train"] and opt["logger"]["use_tb_logger"]:
         folders.append(Path.cwd() / "tb_logger" / opt["name"])
     for folder in folders:
-        existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
-        if not existing.is_dir() or not os.access(existing, os.W_OK):
-            why = "is not writable" if existing.is_dir() else "is a file"
-            raise InputError(f"name: results go to {folder}, but {existing} {why}. Move it, or work elsewhere.")
+        require_writable(folder)
 
 
 def _check_degradations(where: str, dataset: dict, scale: int) -> None:
@@ -171,15 +168,12 @@ def _check_checkpoint(opt: dict, network: torch.nn.Module) -> None:
         if not opt["is_train"] and own:
             raise InputError("path.pretrain_network_g: is missing: a test of random weights says nothing.")
         return
-    params = _load(path, opt["path"].get("param_key_g"))
-    if not opt["path"].get("strict_load_g", True):
-        return
-    misfit = checkpoints.describe_misfit(network, params)
-    if misfit:
-        raise InputError(
-            f"path.pretrain_network_g: {path} does not fit network_g ({opt['network_g']['type']}), {misfit}. "
-            "Give network_g the arguments the checkpoint was trained with."
-        )
+    try:
+        params, _ = checkpoints.select_params(checkpoints.load_checkpoint(path), opt["path"].get("param_key_g"))
+        if opt["path"].get("strict_load_g", True):
+            checkpoints.require_fit(network, params, path)
+    except InputError as error:
+        raise InputError(f"path.pretrain_network_g: {error}") from error
 
 
 def load_strictly(network: torch.nn.Module, path: str | Path) -> None:
@@ -189,17 +183,8 @@ def load_strictly(network: torch.nn.Module, path: str | Path) -> None:
         InputError: if it is no whole checkpoint, or another network's.
     """
     params = checkpoints.select_params(checkpoints.load_checkpoint(path))[0]
-    misfit = checkpoints.describe_misfit(network, params)
-    if misfit:
-        raise InputError(f"{path} does not fit {type(network).__name__}, {misfit}. Give it other arguments.")
+    checkpoints.require_fit(network, params, path)
     network.load_state_dict(params)
-
-
-def _load(path: str, key: str | None) -> dict[str, Tensor]:
-    try:
-        return checkpoints.select_params(checkpoints.load_checkpoint(path), key)[0]
-    except InputError as error:
-        raise InputError(f"path.pretrain_network_g: {error}") from error
 
 
 def _check_resume_state(opt: dict) -> None:

@@ -331,7 +331,7 @@ def _write_comparison(picture: Picture, restoration: Restoration, scale: int, pa
     """Before and after side by side, upright; before an enlargement is the bicubic one."""
     before = enlarge_bicubic(picture.pixels, scale) if scale > 1 else picture.pixels
     turned = [pictures.turn_upright(pixels, picture.orientation) for pixels in (before, restoration.image)]
-    pictures.write_picture(Picture(before_after.compose(*turned), icc=None), path)
+    pictures.write_picture(Picture(before_after.compose(*turned)), path)
 
 
 def _describe(

@@ -1,7 +1,4 @@
-"""A record's numbers as tables show them: their names, their rounding, the published values beside, the ranks.
-
-Only here are numbers formatted.
-"""
+"""A record's numbers as tables show them: their names, their rounding, the published values beside, the ranks."""
 
 from __future__ import annotations
 

@@ -41,7 +41,11 @@ def hash_picture(path: str | Path) -> str:
 
 def hash_set(paths: Iterable[str | Path]) -> str:
     """SHA-256 of a set: over the sorted hashes of its pictures. Names, order and compression do not change it."""
-    hashes = map_in_threads(hash_picture, list(paths))
+    return combine_hashes(map_in_threads(hash_picture, list(paths)))
+
+
+def combine_hashes(hashes: Iterable[str]) -> str:
+    """``hash_set`` of pictures whose hashes are known."""
     return hashlib.sha256("".join(f"{value}\n" for value in sorted(hashes)).encode()).hexdigest()
 
 
@@ -56,9 +60,9 @@ def hash_bytes(data: bytes, name: str) -> str:
     return hashlib.sha256(f"{pixels.shape} {pixels.dtype}\n".encode() + pixels.tobytes()).hexdigest()
 
 
-def map_in_threads(function: Callable, items: Sequence, title: str | None = None, workers: int = WORKERS) -> list:
+def map_in_threads(function: Callable, items: Sequence, title: str | None = None) -> list:
     """The function of each item, in threads (OpenCV, NumPy and hashlib run beside each other); ``title``: of a bar."""
-    with ThreadPoolExecutor(workers) as pool:
+    with ThreadPoolExecutor(WORKERS) as pool:
         results = pool.map(function, items)
         return list(tqdm(results, title, len(items), unit="picture", disable=None) if title else results)
 

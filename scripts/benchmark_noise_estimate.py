@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hranet_arch.images import decode_image, list_pictures
+from hranet_arch.images import decode_image, list_pictures, to_8bit
 from hranet_arch.noise import add_test_noise
 from hranet_arch.noise_estimate import estimate_sigma
 from hranet_arch.provenance import describe_commit, describe_machine
@@ -47,7 +47,7 @@ def measure(pictures: list[np.ndarray]) -> list[dict]:
             for sigma in SIGMAS:
                 noisy = [add_test_noise(clean, sigma) for clean in pictures]
                 if kind == "uint8":
-                    noisy = [(255 * one).clip(0, 255).round().astype(np.uint8) for one in noisy]
+                    noisy = [to_8bit(one) for one in noisy]
                 errors = np.array([estimate(one) - sigma for one in noisy])
                 row = {"estimator": name, "pictures": kind, "sigma": sigma, "mean_error": errors.mean(),
                        "mean_absolute_error": np.abs(errors).mean(), "largest_error": np.abs(errors).max()}  # fmt: skip

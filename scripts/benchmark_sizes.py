@@ -11,19 +11,18 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from interleave import write_record
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hranet_arch import complexity, option_files, provenance
+from hranet_arch import complexity, option_files
 from hranet_arch.allocator import keep_freed_memory
 from hranet_arch.baselines import DnCNN
-from hranet_arch.files import write_text
 from hranet_arch.hranet import HRANet
 
 OPTIONS = Path(__file__).resolve().parent.parent / "options"
@@ -83,14 +82,9 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     results = measure({name: build(file) for name, file in FILES.items()}, arguments.rounds)
-    record = {
-        "commit": provenance.describe_commit(),
-        "machine": provenance.describe_machine(),
-        "settings": {"rounds": arguments.rounds, "threads": arguments.threads, "picture": PICTURE, "patch": PATCH,
-                     "batch": BATCH},
-        "results": results,
-    }  # fmt: skip
-    write_text(arguments.output, json.dumps(record, indent=2) + "\n")
+    settings = {"rounds": arguments.rounds, "threads": arguments.threads}
+    settings |= {"picture": PICTURE, "patch": PATCH, "batch": BATCH}
+    write_record(arguments.output, settings, "cpu", {"results": results})
 
 
 if __name__ == "__main__":

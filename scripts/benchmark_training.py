@@ -22,7 +22,6 @@ apart than the larger of 0.3 dB and three standard errors. The record is written
 from __future__ import annotations
 
 import argparse
-import hashlib
 import logging
 import math
 import tempfile
@@ -39,6 +38,7 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from hranet_arch import arithmetic
+from hranet_arch.checkpoints import hash_params
 from hranet_arch.hranet import HRANet, LightweightBlock
 
 FAST = {"degrade_on": "device", "channels_last": True, "precision": "bf16", "fused": True, "keep_memory": True}
@@ -108,10 +108,7 @@ class Training:
 
     def describe_weights(self) -> str:
         """A hash of the first weights, in the order of the state dict."""
-        digest = hashlib.sha256()
-        for value in self.model.get_bare_model(self.model.net_g).state_dict().values():
-            digest.update(value.cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()
+        return hash_params(self.model.get_bare_model(self.model.net_g).state_dict())
 
     def run_turn(self, steps: int) -> dict[str, float]:
         """Seconds of a step, and the part of them spent waiting for data."""

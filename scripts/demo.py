@@ -16,7 +16,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from hranet_arch.images import decode_image, to_float
+from hranet_arch.images import decode_image, to_8bit, to_float
 from hranet_arch.lmdb_reader import open_lmdb, read_value
 from hranet_arch.noise import add_test_noise
 
@@ -55,9 +55,8 @@ def print_table(record: dict) -> None:
 def draw_comparison(results: Path, record: dict) -> Path:
     """Writes noisy | HRANet | clean, side by side, with the numbers above them."""
     scores = next(row for row in record["images"] if row["name"] == SHOWN)
-    data = read_value(open_lmdb(SAMPLE), SHOWN, str(SAMPLE))
-    clean = decode_image(data, SHOWN, "gray")
-    noisy = (add_test_noise(to_float(clean, SHOWN), SIGMA).clip(0, 1) * 255).round().astype(np.uint8)
+    clean = decode_image(read_value(open_lmdb(SAMPLE), SHOWN, str(SAMPLE)), SHOWN, "gray")
+    noisy = to_8bit(add_test_noise(to_float(clean, SHOWN), SIGMA))
     output = cv2.imread(str(results / "visualization" / "sample_val" / f"{SHOWN}_demo.png"), cv2.IMREAD_GRAYSCALE)
     titles = [
         f"noisy  {scores['input']['psnr']:.2f} dB / {scores['input']['ssim']:.3f}",

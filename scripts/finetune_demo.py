@@ -22,6 +22,7 @@ from demo import draw_title, run
 from hranet_arch import Denoiser, provenance, sample
 from hranet_arch.degradations import JPEGCompression, PoissonGaussianNoise
 from hranet_arch.files import write_text
+from hranet_arch.images import to_8bit
 from hranet_arch.lmdb_reader import open_lmdb, read_value
 
 PAIRS = Path("datasets/pairs")
@@ -41,7 +42,7 @@ def photograph(scene: np.ndarray, random: np.random.Generator) -> np.ndarray:
     light = {key: value for key, value in CAMERA.items() if key != "jpeg_quality"}
     picture = PoissonGaussianNoise(**light)(scene[..., ::-1].astype(np.float32) / 255, random)
     picture = JPEGCompression(quality=CAMERA["jpeg_quality"])(picture, random)
-    return (picture[..., ::-1] * 255).round().astype(np.uint8)
+    return to_8bit(picture[..., ::-1])
 
 
 def make_pairs() -> None:

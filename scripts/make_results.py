@@ -8,13 +8,11 @@ a page is written by hand, and stays.
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
-from safetensors import safe_open
-
 from hranet_arch.files import write_text
+from hranet_arch.networks import Description
 from hranet_arch.record import Record, read_record
 from hranet_arch.tables import format_results
 
@@ -65,8 +63,7 @@ def format_weights(folder: Path) -> str:
     """A row for each released file, from its own metadata; the test results are those of its release."""
     rows = ["| weights | parameters | test sets: PSNR, dB | validation | recipe |", "|---|---|---|---|---|"]
     for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, "pt") as file:
-            card = json.loads(file.metadata()["card"])
+        card = Description.read(path).card
         level_form = next((form for name, form in LEVELS.items() if name in card), "")
         results = "; ".join(
             f"{testset} {level_form.format(level)}: {scores['psnr']:.2f}"

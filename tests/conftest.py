@@ -11,6 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 import yaml
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -27,6 +28,20 @@ def make_pictures(folder: Path, count: int, size: tuple[int, int] = (40, 44), se
         picture = cv2.resize(rng.integers(0, 256, (5, 6, 3), dtype=np.uint8), size[::-1], interpolation=cv2.INTER_CUBIC)
         cv2.imwrite(str(folder / f"{i}.png"), picture)
     return folder
+
+
+def picture(*shape, seed=1):
+    """Float64 in [0, 1], the same each time."""
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def evaluate(net, *inputs):
+    with torch.no_grad():
+        return net(*inputs)
+
+
+def assert_same(actual, expected, atol=1e-10):
+    np.testing.assert_allclose(np.asarray(actual), np.asarray(expected), rtol=0, atol=atol)
 
 
 @pytest.fixture

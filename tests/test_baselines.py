@@ -19,7 +19,7 @@ from hranet_arch.errors import InputError
 from hranet_arch.images import decode_image, to_float, to_tensor, to_uint8
 from hranet_arch.option_files import read_options
 from hranet_arch.tiling import run_tiled
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, assert_same, evaluate, picture
 
 SHARED = REPOSITORY.parent / "shared"
 
@@ -60,8 +60,8 @@ def ffdnet(x, p, num_conv, sigmas):
     rows, columns = [min(i, height - 1) for i in range(-(-height // 2) * 2)], list(range(width))
     columns += [width - 1] * (width % 2)
     outputs = []
-    for picture, sigma in zip(x[:, :, rows][:, :, :, columns], sigmas, strict=True):
-        parts = [channel[i::2, j::2] for channel in picture for i in (0, 1) for j in (0, 1)]
+    for one, sigma in zip(x[:, :, rows][:, :, :, columns], sigmas, strict=True):
+        parts = [channel[i::2, j::2] for channel in one for i in (0, 1) for j in (0, 1)]
         z = plain_layers(torch.stack([*parts, torch.full_like(parts[0], sigma / 255)])[None], p, num_conv)[0]
         y = torch.zeros_like(picture)
         for k, part in enumerate(z):
@@ -97,19 +97,6 @@ def make(kind, **arguments):
             if module.bias is not None:
                 torch.nn.init.uniform_(module.bias, -0.2, 0.2)
     return net
-
-
-def picture(*shape, seed=1):
-    return torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def evaluate(net, *inputs):
-    with torch.no_grad():
-        return net(*inputs)
-
-
-def assert_same(actual, expected, atol=1e-9):
-    np.testing.assert_allclose(np.asarray(actual), np.asarray(expected), rtol=0, atol=atol)
 
 
 def colours(c):

@@ -20,6 +20,7 @@ from hranet_arch.hranet import (
 )
 from hranet_arch.resize import resize_bicubic
 from hranet_arch.tiling import run_tiled
+from tests.conftest import assert_same, evaluate, picture
 
 EPS = 1e-5  # torch's default in LayerNorm and BatchNorm
 POOLS = ["global", 1, 3, 8]
@@ -156,19 +157,6 @@ def make(kind, **arguments):
 
 def weights(module):
     return {name: value.numpy() for name, value in module.state_dict().items()}
-
-
-def picture(*shape, seed=1):
-    return torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def evaluate(module, x):
-    with torch.no_grad():
-        return module(x)
-
-
-def assert_same(actual, expected, atol=1e-10):
-    np.testing.assert_allclose(np.asarray(actual), np.asarray(expected), rtol=0, atol=atol)
 
 
 # ---------------------------------------------------------------------------------------------- worked out by hand

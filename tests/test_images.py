@@ -17,9 +17,9 @@ from torch.nn import functional as F
 
 from hranet_arch import noise
 from hranet_arch.checkpoints import (
-    describe_misfit,
     find_resumable,
     load_checkpoint,
+    require_fit,
     save_atomically,
     select_params,
 )
@@ -617,8 +617,11 @@ def test_a_training_state_is_no_network():
 
 def test_tensors_that_are_not_the_networks_are_named():
     network = torch.nn.Linear(1, 1)
-    said = describe_misfit(network, {**network.state_dict(), "more": torch.zeros(1)})
-    assert said == "in 1 tensors; the first: more is not the network's"
+    require_fit(network, network.state_dict(), "net.pth")
+    with pytest.raises(
+        InputError, match="net.pth does not fit Linear, in 1 tensors; the first: more is not the network's"
+    ):
+        require_fit(network, {**network.state_dict(), "more": torch.zeros(1)}, "net.pth")
 
 
 @pytest.fixture
