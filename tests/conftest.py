@@ -123,16 +123,22 @@ def check_dark_and_light(open_page) -> None:
     assert brightness["dark"][0] < 60 < 200 < brightness["dark"][1]
 
 
+def run_cli(*arguments: str) -> int:
+    """Runs ``basicsr`` in this process; returns the exit status."""
+    from hranet_arch import cli
+
+    with pytest.raises(SystemExit) as stop:
+        cli.main([*arguments])
+    return stop.value.code
+
+
 @pytest.fixture
 def run():
     """Returns ``run(verb, options, *flags)``: writes the options to a file, runs ``basicsr``, gives the exit status."""
-    from hranet_arch import cli
 
     def run_command(verb: str, options: dict, *flags: str) -> int:
         Path("options.yml").write_text(yaml.safe_dump(options))
-        with pytest.raises(SystemExit) as stop:
-            cli.main([verb, "-opt", "options.yml", *flags])
-        return stop.value.code
+        return run_cli(verb, "-opt", "options.yml", *flags)
 
     return run_command
 

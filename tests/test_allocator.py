@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from hranet_arch import allocator, cli
-from tests.conftest import REPOSITORY
+from hranet_arch import allocator
+from tests.conftest import REPOSITORY, run_cli
 
 CODE = """
 import resource, sys, torch
@@ -43,9 +43,7 @@ def test_freed_memory_is_used_again():
 def test_the_verbs_keep_freed_memory(verb, monkeypatch, tmp_path):
     kept = []
     monkeypatch.setattr(allocator, "keep_freed_memory", lambda: kept.append(verb))
-    with pytest.raises(SystemExit) as stop:
-        cli.main([verb, str(tmp_path / "nothing.png"), "-o", str(tmp_path)])
-    assert stop.value.code == 2
+    assert run_cli(verb, str(tmp_path / "nothing.png"), "-o", str(tmp_path)) == 2
     assert kept == [verb]
 
 

@@ -21,7 +21,7 @@ from hranet_arch import cli, pipeline, registration
 from hranet_arch.checkpoints import load_checkpoint
 from hranet_arch.errors import InputError
 from hranet_arch.prepare import prepare_lmdb
-from tests.conftest import REPOSITORY, make_pictures
+from tests.conftest import REPOSITORY, make_pictures, run_cli
 
 VERBS = [
     "",
@@ -107,10 +107,9 @@ def test_forced_options_are_checked_too(recipe, refuse):
 def test_files_that_are_no_options(text, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("options.yml").write_text(text)
-    with pytest.raises(SystemExit) as stop:
-        cli.main(["train", "-opt", "options.yml"])
+    status = run_cli("train", "-opt", "options.yml")
     message = capsys.readouterr().err
-    assert stop.value.code == 2
+    assert status == 2
     assert message.startswith("basicsr: options.yml: ") and len(message.splitlines()) == 1
 
 
@@ -358,9 +357,8 @@ def test_sigterm_stops_a_verb_as_ctrl_c_does(monkeypatch, capsys):
 
     before = signal.getsignal(signal.SIGTERM)
     monkeypatch.setattr(doctor, "examine", lambda: signal.raise_signal(signal.SIGTERM))
-    with pytest.raises(SystemExit) as stop:
-        cli.main(["doctor"])
-    assert stop.value.code == 130 and capsys.readouterr().err == "basicsr: stopped.\n"
+    status = run_cli("doctor")
+    assert status == 130 and capsys.readouterr().err == "basicsr: stopped.\n"
     assert signal.getsignal(signal.SIGTERM) is before
 
 
@@ -509,9 +507,7 @@ def test_folders_that_are_files(recipe, refuse, folder):
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_help_has_an_example(verb, capsys):
-    with pytest.raises(SystemExit) as stop:
-        cli.main([*verb.split(), "--help"])
-    assert stop.value.code == 0
+    assert run_cli(*verb.split(), "--help") == 0
     text = capsys.readouterr().out
     assert "example" in text and f"\n  basicsr {verb}" in text
 
@@ -520,9 +516,7 @@ def test_help_has_an_example(verb, capsys):
     "words", [["train"], ["trian"], ["prepare"], ["list", "colours"], ["--verbose"], []], ids=" ".join
 )
 def test_words_that_are_no_command(words, capsys):
-    with pytest.raises(SystemExit) as stop:
-        cli.main(words)
-    assert stop.value.code == 2
+    assert run_cli(*words) == 2
     assert capsys.readouterr().err.startswith("usage: basicsr")
 
 
@@ -540,17 +534,14 @@ def test_a_full_disk_is_no_fault_of_ours(monkeypatch, capsys):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(cli, "_doctor", fail)
-    with pytest.raises(SystemExit) as stop:
-        cli.main(["doctor"])
-    assert stop.value.code == 2
+    assert run_cli("doctor") == 2
     assert capsys.readouterr().err == "basicsr: the disk: No space left on device.\n"
 
 
 @pytest.mark.parametrize("port", ["80000", "-1", "x"])
 def test_a_port_that_there_is_not_is_refused(port, capsys):
-    with pytest.raises(SystemExit) as stop:
-        cli.main(["demo", f"--port={port}"])
-    assert stop.value.code == 2 and f"'{port}' is no port: 0 to 65535" in capsys.readouterr().err
+    status = run_cli("demo", f"--port={port}")
+    assert status == 2 and f"'{port}' is no port: 0 to 65535" in capsys.readouterr().err
 
 
 def test_every_kind_that_is_listed_can_be_asked_for(capsys):
@@ -560,9 +551,7 @@ def test_every_kind_that_is_listed_can_be_asked_for(capsys):
 
 
 def listed(capsys, *words):
-    with pytest.raises(SystemExit) as stop:
-        cli.main(["list", *words])
-    assert stop.value.code == 0
+    assert run_cli("list", *words) == 0
     return capsys.readouterr().out
 
 
@@ -581,10 +570,9 @@ def listed(capsys, *words):
     ],
 )
 def test_profile(capsys, flags, expected):
-    with pytest.raises(SystemExit) as stop:
-        cli.main(["profile", *flags])
+    status = run_cli("profile", *flags)
     output = capsys.readouterr().out
-    assert stop.value.code == 0 and all(text in output for text in expected), output
+    assert status == 0 and all(text in output for text in expected), output
 
 
 @pytest.mark.parametrize(
@@ -597,9 +585,8 @@ def test_profile(capsys, flags, expected):
     ],
 )
 def test_profile_names_what_it_cannot_use(capsys, flags, message):
-    with pytest.raises(SystemExit) as stop:
-        cli.main(["profile", *flags])
-    assert stop.value.code == 2 and message in capsys.readouterr().err
+    status = run_cli("profile", *flags)
+    assert status == 2 and message in capsys.readouterr().err
 
 
 def test_list(capsys):
@@ -615,16 +602,14 @@ def test_list(capsys):
 
 
 def test_doctor(capsys, monkeypatch):
-    with pytest.raises(SystemExit) as stop:
-        cli.main(["doctor"])
+    status = run_cli("doctor")
     text = capsys.readouterr().out
-    assert stop.value.code == 0 and "All is well." in text
+    assert status == 0 and "All is well." in text
     assert "average_ema_with_buffers" in text and f"torch           {importlib.metadata.version('torch')}" in text
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "1.0")  # tensorboard and tb-nightly side by side
-    with pytest.raises(SystemExit) as stop:
-        cli.main(["doctor"])
+    status = run_cli("doctor")
     text = capsys.readouterr().out
-    assert stop.value.code == 1 and "PROBLEM: tensorboard and tb-nightly" in text
+    assert status == 1 and "PROBLEM: tensorboard and tb-nightly" in text
 
 
 # --- plug-ins ---------------------------------------------------------------------------------------------------------
@@ -664,9 +649,7 @@ def test_plug_ins(plugins, recipe, run, refuse, capfd):
     states = registration.load_plugins()
     assert states["zoo"] == "loaded" and states["broken"] == "RuntimeError: no zoo today"
     assert states["gone"].startswith("ModuleNotFoundError: ") and states["leaving"] == "SystemExit: goodbye"
-    with pytest.raises(SystemExit) as stop:
-        cli.main(["doctor"])
-    assert stop.value.code == 1
+    assert run_cli("doctor") == 1
     assert "PROBLEM: plug-in broken: RuntimeError: no zoo today" in capfd.readouterr().out
     assert "network_g.width: is missing; ZooNet needs it." in refuse({**recipe, "network_g": {"type": "ZooNet"}})
     assert run("train", {**recipe, "name": "zoo", "network_g": {"type": "ZooNet", "width": 3}}) == 0
@@ -674,8 +657,7 @@ def test_plug_ins(plugins, recipe, run, refuse, capfd):
 
 
 def test_a_broken_plug_in_is_named_once(plugins, capsys):
-    with pytest.raises(SystemExit):
-        cli.main(["list"])
+    run_cli("list")
     warnings = capsys.readouterr().err
     assert warnings.count("Plug-in 'broken' (restoration_zoo.broken) is skipped: no zoo today") == 1
 

@@ -21,7 +21,6 @@ from hranet_arch import (
     HRANet,
     arithmetic,
     checkpoints,
-    cli,
     compare,
     complexity,
     journal,
@@ -34,7 +33,7 @@ from hranet_arch import (
 )
 from hranet_arch.baselines import DnCNN, FFDNet
 from hranet_arch.errors import InputError
-from tests.conftest import REPOSITORY, make_pictures
+from tests.conftest import REPOSITORY, make_pictures, run_cli
 
 SHARED = REPOSITORY.parent / "shared"
 
@@ -85,9 +84,7 @@ def quick(request, monkeypatch):
 
 def run(options, *flags):
     Path("compare.yml").write_text(yaml.safe_dump(options, sort_keys=False))
-    with pytest.raises(SystemExit) as stop:
-        cli.main(["compare", "-opt", "compare.yml", *flags])
-    return stop.value.code
+    return run_cli("compare", "-opt", "compare.yml", *flags)
 
 
 def read(name="tiny"):
@@ -665,9 +662,7 @@ def test_the_published_weights_print_what_their_papers_say(tmp_path, monkeypatch
     flags += ["testsets:BSD68=null", *(f"methods:{name}=null" for name in others)]
     flags += ["costs={sizes: [[32, 32]], rounds: 1}"]
     command = ["compare", "-opt", str(REPOSITORY / "options/compare_gray.yml"), "--force_yml", *flags]
-    with pytest.raises(SystemExit) as stop:
-        cli.main(command)
-    assert stop.value.code == 0
+    assert run_cli(*command) == 0
     result = read("compare_gray")
     assert result.testsets["Set12"].status == "exact"
     for method, expected in (("DnCNN-S", 30.45), ("FFDNet", 30.44)):

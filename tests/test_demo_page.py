@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 import torch
 
-from hranet_arch import HRANet, cli
+from hranet_arch import HRANet
 from hranet_arch.baselines import FFDNet
 from hranet_arch.demo_cleaner import Cleaner, Limits
 from hranet_arch.errors import InputError
 from hranet_arch.restore import Denoiser
-from tests.conftest import check_dark_and_light, make_pictures, watch_page
+from tests.conftest import check_dark_and_light, make_pictures, run_cli, watch_page
 
 pytest.importorskip("starlette", reason="Starlette is not installed (extra [demo])")
 pytest.importorskip("uvicorn", reason="uvicorn is not installed (extra [demo])")
@@ -289,9 +289,7 @@ def test_a_fault_is_told_and_the_next_picture_is_cleaned(client, cleaner, monkey
 
 
 def run_command(*arguments):
-    with pytest.raises(SystemExit) as stop:
-        cli.main(["demo", *arguments])
-    return stop.value.code
+    return run_cli("demo", *arguments)
 
 
 def test_command_without_weights_says_what_to_do(capsys, monkeypatch):

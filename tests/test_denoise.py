@@ -17,10 +17,10 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from hranet_arch import HRANet, before_after, cli, networks, pictures, png, restore_files
+from hranet_arch import HRANet, before_after, networks, pictures, png, restore_files
 from hranet_arch.baselines import FFDNet
 from hranet_arch.restore import Denoiser
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, run_cli
 
 
 @pytest.fixture(autouse=True)
@@ -43,9 +43,7 @@ def make(path, *shape, dtype="uint8", seed=0):
 
 
 def run(*arguments, model="net.pth"):
-    with pytest.raises(SystemExit) as stop:
-        cli.main(["denoise", *arguments, *(["--model", model] if model else [])])
-    return stop.value.code
+    return run_cli("denoise", *arguments, *(["--model", model] if model else []))
 
 
 def listed(folder="out"):

@@ -13,11 +13,11 @@ import pytest
 import torch
 from torch import nn
 
-from hranet_arch import HRANet, cli, export, networks, onnx_network
+from hranet_arch import HRANet, export, networks, onnx_network
 from hranet_arch.baselines import DnCNN, FFDNet
 from hranet_arch.errors import InputError
 from hranet_arch.restore import Denoiser, Upscaler
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, run_cli
 
 NETWORKS = {
     "local": (HRANet, {"num_feat": 8, "attention_gate": "sigmoid"}),
@@ -166,10 +166,9 @@ def test_command_runs_onnx(onnx_files, tmp_path, capsys):
     results = []
     for model, flags in (("local.onnx", []), ("local.pth", ["--backend", "torch"])):
         output = tmp_path / model
-        with pytest.raises(SystemExit) as stop:
-            cli.main(["denoise", str(tmp_path / "a.png"), "-o", f"{output}", "--model", f"{onnx_files / model}",
-                      *flags])  # fmt: skip
-        assert stop.value.code == 0, capsys.readouterr().err
+        files = [str(tmp_path / "a.png"), "-o", str(output)]
+        status = run_cli("denoise", *files, "--model", str(onnx_files / model), *flags)
+        assert status == 0, capsys.readouterr().err
         results.append(cv2.imread(str(output / "a.png"), cv2.IMREAD_UNCHANGED).astype(int))
     assert np.abs(results[0] - results[1]).max() <= 1
 
@@ -331,10 +330,9 @@ def test_command_enlarges_by_onnx(enlarging, tmp_path, capsys):
 
     pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (extra [onnx])")
     cv2.imwrite(str(tmp_path / "a.png"), (noisy(20, 25, 3).numpy() * 255).astype(np.uint8))
-    with pytest.raises(SystemExit) as stop:
-        cli.main(["upscale", str(tmp_path / "a.png"), "-o", str(tmp_path / "out"), "--model", str(enlarging[1]),
-                  "--backend", "onnxruntime"])  # fmt: skip
-    assert stop.value.code == 0, capsys.readouterr().err
+    files = [str(tmp_path / "a.png"), "-o", str(tmp_path / "out")]
+    status = run_cli("upscale", *files, "--model", str(enlarging[1]), "--backend", "onnxruntime")
+    assert status == 0, capsys.readouterr().err
     expected = Upscaler(enlarging[1], device="cpu")(cv2.imread(str(tmp_path / "a.png"))[..., ::-1])
     found = cv2.imread(str(tmp_path / "out" / "a.png"))[..., ::-1].astype(int)
     assert found.shape == (40, 50, 3) and np.abs(found - expected).max() <= 1

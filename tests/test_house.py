@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from hranet_arch import cli
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, run_cli
 
 PACKAGE = REPOSITORY / "hranet_arch"
 WITHOUT_BASICSR = (
@@ -114,9 +114,8 @@ def test_readme_from_top_to_bottom(tmp_path, monkeypatch):
         if not line.startswith(("basicsr train -opt options/train_hranet.yml", "basicsr test")) or "mine" in line:
             continue
         extra = short[:1] if line.startswith("basicsr test") else [*short, "datasets:train:batch_size_per_gpu=2"]
-        with pytest.raises(SystemExit) as stop:
-            cli.main([*shlex.split(line)[1:], "--force_yml", *extra])
-        assert stop.value.code == 0, line
+        status = run_cli(*shlex.split(line)[1:], "--force_yml", *extra)
+        assert status == 0, line
     assert json.loads((tmp_path / "results/test_hranet_gray_s25/metrics.json").read_text())["sample_val"]["images"]
     code = re.search(r"```python\n(.*?)```", README, re.DOTALL)[1].replace("num_feat=64", "num_feat=8")
     space = {"noisy": torch.rand(1, 1, 20, 30)}

@@ -7,10 +7,10 @@ import cv2
 import pytest
 import torch
 
-from hranet_arch import Denoiser, Upscaler, checkpoints, cli, fidelity, networks, noise, registration
+from hranet_arch import Denoiser, Upscaler, checkpoints, fidelity, networks, noise, registration
 from hranet_arch.prepare import prepare_lmdb
 from hranet_arch.resize import resize_bicubic
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, run_cli
 
 DATASETS = REPOSITORY.parent / "shared" / "datasets"
 
@@ -29,9 +29,7 @@ def workplace(tmp_path, monkeypatch):
 
 
 def run(*arguments):
-    with pytest.raises(SystemExit) as stop:
-        cli.main(list(arguments))
-    return stop.value.code
+    return run_cli(*list(arguments))
 
 
 @pytest.mark.slow

@@ -8,10 +8,9 @@ import pytest
 import torch
 import yaml
 
-from hranet_arch import cli
 from hranet_arch.prepare import prepare_pairs
 from hranet_arch.resize import resize_bicubic
-from tests.conftest import REPOSITORY, make_pictures
+from tests.conftest import REPOSITORY, make_pictures, run_cli
 
 RECIPE = REPOSITORY / "options" / "sr" / "train_hranet_x4.yml"
 # One iteration of one small patch; 32x32 before it is enlarged, which SwinIR's windows of 8 divide.
@@ -20,9 +19,7 @@ SHORT = ["train:total_iter=1", "train:scheduler:periods=[1]", "datasets:train:ba
 
 
 def train(recipe, *changes):
-    with pytest.raises(SystemExit) as stop:
-        cli.main(["train", "-opt", str(recipe), "--force_yml", *SHORT, *changes])
-    return stop.value.code
+    return run_cli("train", "-opt", str(recipe), "--force_yml", *SHORT, *changes)
 
 
 def read_networks():
@@ -73,7 +70,5 @@ def test_basicsrs_model_and_pairs_train_it_too(tmp_path, monkeypatch, backend):
             "val": {"val_freq": 1, "metrics": {"psnr": {"type": "calculate_psnr", "crop_border": 2}}},
         })
     )  # fmt: skip
-    with pytest.raises(SystemExit) as stop:
-        cli.main(["train", "-opt", "recipe.yml"])
-    assert stop.value.code == 0
+    assert run_cli("train", "-opt", "recipe.yml") == 0
     assert Path("experiments/pairs/models/net_g_latest.pth").is_file()

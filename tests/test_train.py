@@ -15,7 +15,7 @@ import pytest
 import torch
 import yaml
 
-from tests.conftest import REPOSITORY, load_network
+from tests.conftest import REPOSITORY, load_network, run_cli
 
 
 def start(options, *flags, launcher=("-m", "hranet_arch")):
@@ -238,14 +238,11 @@ def find_free_ports(count):
 
 def train_as_rank(rank, runs):
     """Runs ``basicsr train`` once for each ``(port, flags)``, as ``torchrun`` starts it."""
-    from hranet_arch import cli
 
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
     for port, flags in runs:
         os.environ["MASTER_PORT"] = str(port)
-        with pytest.raises(SystemExit) as stop:
-            cli.main(["train", "-opt", "options.yml", "--launcher", "pytorch", *flags])
-        assert stop.value.code == 0
+        assert run_cli("train", "-opt", "options.yml", "--launcher", "pytorch", *flags) == 0
 
 
 @pytest.mark.slow

@@ -9,10 +9,11 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from hranet_arch import HRANet, cli, memory, networks, pictures, restore, tiling
+from hranet_arch import HRANet, memory, networks, pictures, restore, tiling
 from hranet_arch.errors import InputError
 from hranet_arch.resize import resize_bicubic
 from hranet_arch.restore import Deblocker, Denoiser, Upscaler
+from tests.conftest import run_cli
 from tests.test_restore import load, make, picture
 
 RGB = {"num_in_ch": 3, "num_out_ch": 3}
@@ -247,9 +248,7 @@ def write(path, *shape, dtype="uint8", seed=0, **extra):
 
 
 def run(*arguments):
-    with pytest.raises(SystemExit) as stop:
-        cli.main(list(arguments))
-    return stop.value.code
+    return run_cli(*list(arguments))
 
 
 def test_files_are_enlarged_with_their_alpha_orientation_and_profile(folder, capsys):
