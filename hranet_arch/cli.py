@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import errno
 import inspect
+import io
 import logging
 import os
 import signal
@@ -37,6 +38,8 @@ EXAMPLES = """examples, where options/ of the repository is:
 
 def main(argv: list[str] | None = None) -> None:
     """Runs a command line; ends the process with the exit status above."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # no name of a file ends a run because the terminal cannot show it
+        sys.stdout.reconfigure(errors="backslashreplace")
     arguments = _build_parser().parse_args(argv)
     _show_messages()
     try:

@@ -89,7 +89,7 @@ class JPEGCompression(Degradation):
     """Written as an 8-bit JPEG file and read again (OpenCV's libjpeg; colour at half the resolution, 4:2:0).
 
     Args:
-        quality: 1 (worst) to 100, whole numbers; of a range the drawn value is rounded.
+        quality: 1 (worst) to 100, whole numbers; of a range each is as likely.
     """
 
     def __init__(self, *, quality: Range) -> None:
@@ -99,7 +99,8 @@ class JPEGCompression(Degradation):
         self.has_range = self.quality[0] < self.quality[1]
 
     def __call__(self, picture: np.ndarray, random: Random) -> np.ndarray:
-        quality = round(_draw(self.quality, random))
+        low, high = map(int, self.quality)
+        quality = min(math.floor(_draw((low, high + 1), random)), high) if self.has_range else low
         pixels = np.ascontiguousarray(to_8bit(picture)[..., ::-1])
         data = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
         pixels = cv2.imdecode(data, cv2.IMREAD_UNCHANGED).reshape(picture.shape)

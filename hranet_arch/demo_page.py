@@ -14,7 +14,7 @@ import json
 import secrets
 import socket
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import urlsplit
 
@@ -47,10 +47,20 @@ class _Desk:
     def __init__(self) -> None:
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="basicsr-demo")
         self._jobs: list[asyncio.Queue] = []  # what is to be told of the one that is done now, then of those that wait
+        self._arriving = 0  # pictures that are being sent
 
     @property
     def is_full(self) -> bool:
-        return len(self._jobs) > MOST_WAITING
+        return len(self._jobs) + self._arriving > MOST_WAITING
+
+    @contextlib.contextmanager
+    def arrive(self) -> Iterator[None]:
+        """While a picture is sent, which takes memory already."""
+        self._arriving += 1
+        try:
+            yield
+        finally:
+            self._arriving -= 1
 
     async def run(self, work: Callable[[Report], list[bytes]]) -> AsyncIterator[bytes]:
         """Lines of JSON: ``waiting`` (how many are before it), ``progress``, ``result`` or ``error``; then its bytes.
@@ -140,7 +150,8 @@ def make_app(cleaner: Cleaner, host: str = "127.0.0.1") -> Callable:
         sigma = None if request.query_params.get("sigma") == "auto" else _read_number(request, "sigma", 0, 255)
         if desk.is_full:
             raise HTTPException(503, "Several pictures are waiting already. Try again in a minute.")
-        data = await _read_body(request, limits.upload)
+        with desk.arrive():
+            data = await _read_body(request, limits.upload)
 
         async def stream() -> AsyncIterator[bytes]:
             async with contextlib.aclosing(
@@ -154,10 +165,10 @@ def make_app(cleaner: Cleaner, host: str = "127.0.0.1") -> Callable:
     async def blend(request: Request) -> Response:
         _require_token(request, token)
         strength = _read_number(request, "strength", 0, 1)
-        data = await _read_body(request, limits.upload + LARGEST_RESULT)
-        split = int(_read_number(request, "split", 0, len(data)))
         try:
-            async with blending:
+            async with blending:  # one in memory at a time
+                data = await _read_body(request, limits.upload + LARGEST_RESULT)
+                split = int(_read_number(request, "split", 0, len(data)))
                 result = await asyncio.to_thread(cleaner.blend, data[:split], data[split:], strength)
         except InputError as error:
             raise HTTPException(422, str(error)) from error
@@ -191,7 +202,7 @@ def _read_number(request: Request, name: str, lowest: float, highest: float) -> 
 async def _read_body(request: Request, largest: int) -> bytes:
     text = f"The file is too large: {largest / 2**20:.0f} MB are the most here. `basicsr denoise` takes larger ones."
     given = request.headers.get("content-length", "0")
-    if not given.isdecimal() or int(given) > largest:
+    if not given.isdecimal() or len(given) > 15 or int(given) > largest:
         raise HTTPException(413, text)
     data = bytearray()
     async for chunk in request.stream():

@@ -156,7 +156,7 @@ def write_crops(record: Record, examples: Sequence[LoadedExample], folder: Path)
         title = f"{name_group(record, (example.testset, example.level))}, {example.name}"
         captions = [f"{format_psnr(loaded.psnr[name])} dB" if name in loaded.psnr else "" for name in loaded.crops]
         figure = _draw_crops(title, loaded.crops, captions)
-        name = f"{example.testset}_{example.level:g}_{example.role}_{example.name}.png".replace("/", "_")
+        name = f"{example.testset}_{example.level:g}_{example.role}_{example.name[:50]}.png".replace("/", "_")
         figure.savefig(folder / name, dpi=100, metadata={"Software": None})
 
 

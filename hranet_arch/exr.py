@@ -74,9 +74,11 @@ def _read_attribute(file: BinaryIO) -> tuple[str, bytes] | None:
 
 
 def _read_text(file: BinaryIO) -> str:
-    text = b"".join(iter(lambda: file.read(1).strip(b"\0"), b""))
-    if len(text) > LONGEST_TEXT:
-        raise ValueError("not a name")
+    text = b""
+    while (byte := file.read(1)) not in (b"", b"\0"):
+        text += byte
+        if len(text) > LONGEST_TEXT:
+            raise ValueError("not a name")
     return text.decode("latin-1")
 
 

@@ -25,9 +25,10 @@ def whole_file(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        if error.filename not in (None, str(temporary)):  # of another file
+        is_numpys = "written" in str(error)  # which says only that it could not write all
+        if error.filename not in (None, str(temporary)) or not (error.errno or is_numpys):  # of another file or kind
             raise
-        number = error.errno or errno.ENOSPC  # NumPy says only that it could not write all
+        number = error.errno or errno.ENOSPC
         raise OSError(number, os.strerror(number), str(path)) from error
     finally:
         with contextlib.suppress(OSError):  # it has been renamed, or was not even made

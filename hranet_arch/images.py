@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -31,15 +32,28 @@ def list_pictures(folder: Path, *, skip_unlisted: bool = False) -> list[Path]:
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder. Give a folder of pictures.")
-    paths, seen = [], set()
+    paths = []
+    for parent, _, files in _walk(folder, skip_unlisted):
+        paths += [Path(parent, name) for name in files if name.lower().endswith(SUFFIXES) and name[0] != "."]
+    return sorted(paths)
+
+
+def list_databases(folder: Path) -> list[Path]:
+    """LMDBs in a folder and below, sorted; found as ``list_pictures`` finds pictures."""
+    return sorted(Path(parent, name) for parent, names, _ in _walk(folder) for name in names if name.endswith(".lmdb"))
+
+
+def _walk(folder: Path, skip_unlisted: bool = False) -> Iterator[tuple[str, list[str], list[str]]]:
+    """``os.walk`` through links, each folder once; neither into hidden folders nor into LMDBs."""
+    seen = set()
     for parent, folders, files in os.walk(folder, onerror=None if skip_unlisted else refuse_folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and not name.endswith(".lmdb"))
         if (real := os.path.realpath(parent)) in seen:
             folders.clear()
             continue
         seen.add(real)
-        paths += [Path(parent, name) for name in files if name.lower().endswith(SUFFIXES) and name[0] != "."]
-    return sorted(paths)
+        names = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = [name for name in names if not name.endswith(".lmdb")]
+        yield parent, names, files
 
 
 def decode_image(data: bytes, name: str, color: Literal["gray", "rgb", "y", "unchanged"] = "unchanged") -> np.ndarray:

@@ -80,7 +80,8 @@ class LMDBWriter:
 def recover(outputs: list[Path]) -> None:
     """Puts back what a run was about to replace when it was killed between the renames of ``publish``: all or none."""
     replaced = [output for output in outputs if sibling(output, "old").exists()]
-    if all(output.exists() for output in replaced):
+    is_whole = not any(sibling(output, "tmp").exists() for output in outputs)
+    if is_whole and all(output.exists() for output in replaced):
         return
     for output in replaced:
         shutil.rmtree(output, ignore_errors=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -178,7 +179,7 @@ def _find_weights(weights: str | None, task: Task, root: Path) -> Path | None:
     released = networks.list_released()
     if text in released:
         return released[text].path
-    path = root / Path(text).expanduser()
+    path = root / os.path.expanduser(text)
     if not path.is_file():
         raise InputError(f"{path}: there are no such weights. Put them there, or set weights_root.")
     return path

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -176,7 +177,7 @@ def load_network(
         InputError: if there is no such name or file, or the file holds another network.
     """
     path = find_weights(weights)
-    if path.suffix == ".onnx":
+    if path.suffix.lower() == ".onnx":
         return _load_onnx(path, backend)
     params, description = read_weights(path)
     network_g = network_g or description.network_g
@@ -212,7 +213,7 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], Description]:
         InputError: if it is no whole weight file.
     """
     checkpoint = load_checkpoint(path)
-    is_safetensors = path.suffix == ".safetensors"
+    is_safetensors = path.suffix.lower() == ".safetensors"
     texts = None if is_safetensors else {k: v for k, v in checkpoint.items() if isinstance(v, str)}
     description = Description.read(path, texts)
     params, _ = select_params({key: value for key, value in checkpoint.items() if not isinstance(value, str)})
@@ -225,8 +226,8 @@ def find_weights(weights: str | Path) -> Path:
     Raises:
         InputError: if it is neither called as a weight file, nor a file, nor a released network's name.
     """
-    path = Path(weights).expanduser()
-    if path.suffix in (".pth", ".pt", ".safetensors", ".onnx") or path.is_file():
+    path = Path(os.path.expanduser(weights))  # pathlib's fails where there is no such user
+    if path.suffix.lower() in (".pth", ".pt", ".safetensors", ".onnx") or path.is_file():
         return path
     released = list_released()
     if str(weights) in released:

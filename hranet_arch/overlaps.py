@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 
 from hranet_arch.errors import InputError
-from hranet_arch.images import decode_image, list_pictures
+from hranet_arch.images import decode_image, list_databases, list_pictures
 from hranet_arch.lmdb_reader import open_lmdb, read_value
 from hranet_arch.testsets import hash_bytes, map_in_threads
 
@@ -87,13 +87,15 @@ def _list_training(paths: Iterable[str | Path]) -> Iterator[tuple[str, Path, str
     """What to call a picture, its file or LMDB, and its key there."""
     for path in map(Path, paths):
         if (path / "data.mdb").is_file():
+            if not (path / "meta_info.txt").is_file():
+                raise InputError(f"{path}: has no meta_info.txt, the list of its pictures.")
             for line in (path / "meta_info.txt").read_text("utf-8").splitlines():
                 key = line.split(".")[0]
                 yield f"{path}: {key}", path, key
         elif path.is_file():
             yield str(path), path, None
         else:
-            files, databases = list_pictures(path), sorted(path.rglob("*.lmdb"))
+            files, databases = list_pictures(path), list_databases(path)
             if not files and not databases:
                 raise InputError(f"{path}: holds no pictures and no LMDBs, so nothing could be compared.")
             yield from ((str(file), file, None) for file in files)

@@ -238,7 +238,7 @@ def _read_with_pillow(path: Path, kind: str) -> Picture:
             picture = _convert(image, icc is not None)
     if not picture.notes:  # else the colours are others than the profile speaks of
         picture.icc = icc
-    picture.exif = exif.removeprefix(EXIF_PREFIX)
+    picture.exif = exif.removeprefix(EXIF_PREFIX) or dict(chunks).get(b"eXIf", b"")  # behind a PNG's pixels, too
     picture.dpi = image.info.get("dpi")
     picture.chunks = chunks
     return picture
@@ -287,8 +287,9 @@ def _decode_deep_png(path: Path) -> np.ndarray:
 
 def _read_tiff(path: Path) -> Picture:
     header = tiff.read_header(path)
-    if header.bits <= 8:
+    if header.bits <= 8 and header.dtype.kind != "i":
         with _open(path) as image:
+            image.seek(header.page)
             picture = _convert(image, header.icc is not None)
         orientation = int(header.tags.get(tiff.ORIENTATION, 1))
         # Pillow turns TIFFs, and TIFFs alone. Orientations other than these two undo themselves.
@@ -347,7 +348,7 @@ def check_writable(picture: Picture, path: str | Path, scale: int = 1) -> None:
         raise InputError(f"{path}: EXR is not written with grey and alpha here; TIFF can. Give another name.")
     if picture.alpha is not None and kind == "JPEG":
         raise InputError(f"{path}: JPEG holds no alpha channel; PNG, TIFF and WebP do. Give another name.")
-    if max(picture.pixels.shape[:2]) * scale > {"WebP": 16383, "JPEG": 65535}.get(kind, math.inf):
+    if max(picture.pixels.shape[:2]) * scale > {"WebP": 16383, "JPEG": 65500}.get(kind, math.inf):
         raise InputError(f"{path}: {kind} does not hold pictures of this size. Give another name.")
 
 

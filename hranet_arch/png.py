@@ -48,7 +48,7 @@ def write_png(file: BinaryIO, pixels: np.ndarray, chunks: Sequence[tuple[bytes, 
 
 def make_resolution(dpi: tuple[float, float]) -> tuple[bytes, bytes]:
     """The chunk for a resolution in pixels an inch, across and down: in pixels a metre (section 11.3.4.3)."""
-    across, down = (round(value / 0.0254) for value in dpi)
+    across, down = (min(round(value / 0.0254), 2**31 - 1) for value in dpi)
     return b"pHYs", struct.pack(">IIB", across, down, 1)
 
 

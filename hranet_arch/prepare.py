@@ -208,6 +208,7 @@ def _prepare(recipe: _Recipe, workers: int | None, skip_bad: bool, overwrite: bo
             for output in sorted(outputs):  # in one order, so that two runs never wait for each other
                 output.parent.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(filelock.FileLock(sibling(output, "lock")))
+                stack.callback(shutil.rmtree, sibling(output, "tmp"), ignore_errors=True)  # ours, while the lock is
             recover(outputs)
             existing = [side for side in recipe.sides if side.output.exists()]
             records = [_check_existing(recipe, side, workers, skip_bad, overwrite) for side in existing]
@@ -217,9 +218,6 @@ def _prepare(recipe: _Recipe, workers: int | None, skip_bad: bool, overwrite: bo
                 publish(outputs)
         except (OSError, lmdb.Error) as error:
             raise InputError(f"{', '.join(map(str, outputs))}: cannot be written: {error}.") from error
-        finally:
-            for output in outputs:
-                shutil.rmtree(sibling(output, "tmp"), ignore_errors=True)
     reasons = [record["left_out"] for record in records[0] if "left_out" in record]
     return {
         **{side.label: str(side.output) for side in recipe.sides},

@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 Sigma = float | Literal["auto", "blind"]
 UNWRITTEN = (".avif", ".gif", ".heic", ".heif", ".jp2", ".jxl", ".pbm", ".pdf", ".pgm", ".ppm", ".svg", ".tga")
+LONGEST_NAME = 255  # bytes, on all usual file systems
 DEFAULT_SCALE = 2  # how many times pictures are enlarged if neither the user nor a model says it
 
 
@@ -138,6 +139,8 @@ def _find_pictures(inputs: Sequence[str], output: Path, is_recursive: bool) -> I
         matches = [text] if os.path.lexists(text) else sorted(glob.glob(text, recursive=True))
         if not matches:
             raise InputError(f"{text}: no such file or folder, and no file fits it as a pattern.")
+        if text not in matches:  # the output folder of an earlier run may fit the pattern
+            matches = [match for match in matches if _real(match) != _real(output)]
         for path in map(Path, matches):
             found = _list_folder(path, output, is_recursive) if path.is_dir() else [path]
             for source in found:
@@ -156,7 +159,7 @@ def _list_folder(folder: Path, output: Path, is_recursive: bool) -> list[Path]:
     return sorted(found)
 
 
-def _real(path: Path) -> str:
+def _real(path: str | Path) -> str:
     return os.path.realpath(path)
 
 
@@ -165,6 +168,8 @@ def _check_targets(items: Sequence[Item]) -> None:
     taken: dict[str, Path] = {}
     for item in items:
         for target in item.targets:
+            if (length := len(os.fsencode(target.name))) > LONGEST_NAME:
+                raise InputError(f"{target}: a name of {length} bytes; {LONGEST_NAME} are the most. Shorten it.")
             if _real(target) in sources:
                 raise InputError(f"{target}: is one of the pictures, and would be replaced. Give another -o.")
             if _real(target) in taken:

@@ -197,7 +197,7 @@ def _find_by_names(known: KnownSet, sizes: Mapping[Path, tuple[int, int]]) -> Fo
             folders[path.parent].setdefault(int(match[1]), path)
         elif path.stem in known.stems and known.has_size(size):
             folders[path.parent][path.stem] = path
-        elif path.stem in known.pictures and path.parent.as_posix().lower().endswith(f"/{known.name}".lower()):
+        elif path.stem in known.pictures and f"/{path.parent.as_posix()}".lower().endswith(f"/{known.name}".lower()):
             folders[path.parent][path.stem] = path
     names = list(known.pictures) or list(known.stems) or list(range(1, known.count + 1))
     whole = [files for files in folders.values() if files.keys() <= set(names)]  # numbers beyond: something larger

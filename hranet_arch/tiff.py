@@ -39,6 +39,7 @@ class Header:
     is_compressed: bool
     icc: bytes | None
     tags: Mapping[int, object] = field(default_factory=dict)
+    page: int = 0  # where the picture is in the file: a preview may come first
 
     @property
     def dpi(self) -> tuple[float, float] | None:
@@ -53,9 +54,10 @@ class Header:
 
 
 def count_pages(data: bytes) -> int:
-    """Pictures in a file's bytes; its previews and masks are none."""
+    """Pictures in a file's bytes; previews and masks are none, but for one that comes first: OpenCV would read it."""
     with tifffile.TiffFile(io.BytesIO(data)) as file:
-        return len(_list_pages(file))
+        pages = _list_pages(file)
+        return len(pages) + bool(pages and pages[0].index)
 
 
 def _list_pages(file: tifffile.TiffFile) -> list[tifffile.TiffPage]:
@@ -95,7 +97,7 @@ def read_header(path: Path) -> Header:
                 kept[code] = page.tags[code].value
         return Header(
             page.imagewidth, page.imagelength, page.samplesperpixel, page.dtype, bits, page.compression != 1,
-            page.iccprofile, kept,
+            page.iccprofile, kept, page.index,
         )  # fmt: skip
 
 
@@ -145,6 +147,11 @@ def _read_with_opencv(path: Path, header: Header) -> np.ndarray | None:
     return pixels if header.channels == 1 else cv2.cvtColor(pixels, order)
 
 
+def _encode(dtype: int, count: int, value: object) -> tuple[int, int, object]:
+    """A text as bytes in UTF-8, as most programs write it: of a string tifffile takes ASCII alone."""
+    return (dtype, 0, value.encode() + b"\0") if isinstance(value, str) else (dtype, count, value)
+
+
 def write_tiff(
     path: Path,
     pixels: np.ndarray,
@@ -167,11 +174,12 @@ def write_tiff(
     tags = dict(tags or {})
     resolution = {"resolution": tuple(map(tags.pop, RESOLUTION))} if {*RESOLUTION} <= tags.keys() else {}
     texts = {DESCRIPTION: "description", SOFTWARE: "software"}
-    named = {name: tags.pop(code)[2] for code, name in texts.items() if code in tags}
-    if (unit := tags.pop(RESOLUTION_UNIT, None)) and resolution:
+    named = {name: tags.pop(code)[2].encode() for code, name in texts.items() if code in tags}
+    unit = tags.pop(RESOLUTION_UNIT, None)
+    if unit is not None and resolution:  # "none" is 1, and false
         resolution["resolutionunit"] = unit
     # The date too: tifffile's own argument takes one form of it alone.
-    extra = [(code, *tags[code]) for code in (*KEPT, DATETIME) if code in tags]
+    extra = [(code, *_encode(*tags[code])) for code in (*KEPT, DATETIME) if code in tags]
     if ORIENTATION in tags:
         extra.append((ORIENTATION, 3, 1, int(tags[ORIENTATION])))
     channels = 1 if pixels.ndim == 2 else pixels.shape[2]

@@ -55,12 +55,13 @@ def validate(model, dataloader, current_iter: int | str, tb_logger, save_img: bo
             return None
         _validated(model)[dataset_name] = current_iter
     metrics = model.opt["val"].get("metrics") or {}
-    rows, examples = [], []
+    rows, examples, names = [], [], set()
     hide_bar = None if model.opt["val"].get("pbar", True) else True
     for data in tqdm(dataloader, desc=f"Validate {dataset_name}", unit="image", leave=False, disable=hide_bar):
         images = _run(model, data)
         path = data["lq_path"][0]
-        name = _name(dataloader.dataset.opt, path)
+        name = _name(dataloader.dataset.opt, path, names)
+        names.add(name)
         if save_img:
             imwrite(to_uint8(images["result"]), _picture_path(model, dataset_name, name, current_iter))
         if "gt" in images:
@@ -86,11 +87,13 @@ def _validated(model) -> dict[str, int]:
     return model.__dict__.setdefault("last_validated", {})
 
 
-def _name(opt: dict, path: str) -> str:
-    """A picture's path below its set's folder, without suffix: pictures in several folders may be called alike."""
+def _name(opt: dict, path: str, taken: set[str]) -> str:
+    """A picture's path below its set's folder, as pictures in several folders may be called alike; without suffix, but
+    for the second of ``a.jpg`` and ``a.png``."""
     roots = [root for root in (opt.get("dataroot_lq"), opt.get("dataroot_gt")) if root]
     below = next((Path(path).relative_to(root) for root in roots if Path(path).is_relative_to(root)), Path(path).name)
-    return Path(below).with_suffix("").as_posix()
+    name = Path(below).with_suffix("").as_posix()
+    return Path(below).as_posix() if name in taken else name
 
 
 def _run(model, data: dict) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 import errno
 import importlib.metadata
+import io
 import os
 import signal
 import subprocess
@@ -525,6 +526,16 @@ def test_the_module_is_the_command():
     result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr == "basicsr: missing.yml: cannot be read: No such file or directory.\n"
+
+
+def test_names_that_the_terminal_cannot_show_end_nothing(monkeypatch):
+    from hranet_arch import doctor
+
+    buffer = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(buffer, "utf-8", errors="strict"))
+    monkeypatch.setattr(doctor, "examine", lambda: print("日本 \udcff.png", flush=True))
+    assert run_cli("doctor") == 0
+    assert buffer.getvalue().split() == ["日本".encode(), b"\\udcff.png"]
 
 
 def test_a_full_disk_is_no_fault_of_ours(monkeypatch, capsys):

@@ -338,6 +338,14 @@ def test_pictures_of_one_name_in_several_folders_all_count(stock, run):
     }  # fmt: skip
 
 
+def test_pictures_that_differ_in_suffix_alone_have_a_result_each(recipe, run):
+    cv2.imwrite("val/0.bmp", 255 - cv2.imread("val/0.png"))
+    recipe["val"]["save_img"] = True
+    assert run("train", recipe) == 0
+    results = list(Path("experiments/tiny/visualization/val").rglob("*_8.png"))
+    assert len(results) == 3 and len({path.read_bytes() for path in results}) == 3
+
+
 def test_a_training_runs_all_its_iterations(stock, run):
     """Three pictures, batches of two: an epoch is one iteration, which upstream counts as two and stops at half."""
     make_pictures(Path("three"), 3)

@@ -9,7 +9,7 @@ import tempfile
 import threading
 import time
 import zlib
-from contextlib import aclosing, contextmanager
+from contextlib import ExitStack, aclosing, contextmanager
 
 import cv2
 import numpy as np
@@ -277,6 +277,16 @@ def test_a_full_queue_is_said(client, monkeypatch):
     assert answer.status_code == 503 and "waiting" in answer.text
 
 
+def test_pictures_that_are_being_sent_count():
+    desk = demo_page._Desk()
+    with ExitStack() as stack:
+        for _ in range(demo_page.MOST_WAITING + 1):
+            assert not desk.is_full
+            stack.enter_context(desk.arrive())
+        assert desk.is_full
+    assert not desk.is_full
+
+
 def test_a_fault_is_told_and_the_next_picture_is_cleaned(client, cleaner, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(cleaner, "clean", lambda *args: 1 / 0)
@@ -436,6 +446,12 @@ def test_errors_are_shown_and_the_page_goes_on(open_page, picture, tmp_path):
         page.set_input_files("#file", picture)
         page.wait_for_selector("#result", state="visible")
         assert not page.locator("#error").is_visible()
+        page.set_input_files("#file", tmp_path / "bad.png")  # what is shown then is still the one before
+        page.wait_for_selector("#error", state="visible")
+        page.locator("#strength").fill("50")
+        with page.expect_download() as started:
+            page.get_by_role("button", name="Download").click()
+        assert started.value.suggested_filename == f"{picture.stem}_clean.png"
 
 
 def test_progress_can_be_cancelled(open_page, picture, cleaner, monkeypatch):

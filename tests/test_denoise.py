@@ -215,6 +215,19 @@ def test_whatever_goes_wrong_with_one_picture_the_others_are_cleaned(monkeypatch
     assert listed() == ["c.png"]
 
 
+def test_a_pattern_that_the_output_folder_fits_goes_on(folder, capsys):
+    make("in/a.png", 9, 9)
+    for _ in range(2):
+        assert run("in/*", "-o", "in/clean") == 0
+    assert "in/clean/a.png: is there already" in capsys.readouterr().out
+
+
+def test_a_name_that_becomes_too_long_is_refused_before_the_work(folder, capsys):
+    make(f"in/{'n' * 246}.png", 9, 9)
+    assert run("in", "-o", "out", "--compare") == 2
+    assert "a name of 258 bytes; 255 are the most" in capsys.readouterr().err and not Path("out").exists()
+
+
 def test_a_result_that_its_format_cannot_hold_is_refused_before_the_work(capsys, monkeypatch):
     make("in/a.png", 5, 5, dtype="uint16")
     monkeypatch.setattr(Denoiser, "restore", None)

@@ -29,6 +29,8 @@ def test_an_error_is_about_the_file_that_was_asked_for(tmp_path):
     with pytest.raises(OSError, match="No space left") as error, files.whole_file(tmp_path / "a.bin"):
         raise OSError("144000 requested and 102272 written")
     assert (error.value.errno, error.value.filename) == (errno.ENOSPC, str(tmp_path / "a.bin"))
+    with pytest.raises(OSError, match="^encoder error -2$"), files.whole_file(tmp_path / "a.jpg"):
+        raise OSError("encoder error -2")  # Pillow's, of something else than the disk
     with pytest.raises(FileNotFoundError) as error, files.whole_file(tmp_path / "a.bin") as temporary:
         temporary.write_bytes(np.fromfile(tmp_path / "source.bin", np.uint8))
     assert error.value.filename == str(tmp_path / "source.bin")

@@ -1,5 +1,6 @@
 """Picture files of every format, depth and layout: read and written back as they were; bad ones refused by name."""
 
+import io
 import struct
 import tracemalloc
 import zlib
@@ -48,6 +49,67 @@ def test_a_picture_is_in_memory_once_beside_pillows(tmp_path, mode):
     assert size < peak < (1.4 if "A" not in mode else 2.4) * size  # alpha is taken apart
     read = picture.pixels if picture.alpha is None else np.dstack([picture.pixels, picture.alpha])
     assert np.array_equal(read, np.array(image))
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+def test_a_tiffs_preview_is_not_its_picture(tmp_path, dtype):
+    pixels = values(dtype, 20, 30)
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        file.write(values(dtype, 4, 6), subfiletype=1)
+        file.write(pixels)
+    assert np.array_equal(pictures.read_picture(tmp_path / "a.tif").pixels, pixels)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int16"])
+def test_tiffs_of_numbers_below_zero_are_refused(tmp_path, dtype):
+    tifffile.imwrite(tmp_path / "a.tif", np.array([[-42, 5, -1]], dtype))
+    with pytest.raises(InputError, match=f"pixels of type {dtype}"):
+        pictures.read_picture(tmp_path / "a.tif")
+
+
+def test_texts_of_a_tiff_may_have_any_letters(tmp_path):
+    texts = {270: "Käfer", 305: "Söft", 315: "Jörg Müller", 33432: "© 2020 漢字"}
+    extra = [(code, 2, 0, text.encode() + b"\0", True) for code, text in texts.items() if code > 305]
+    named = {"description": texts[270].encode(), "software": texts[305].encode(), "metadata": None}
+    tifffile.imwrite(tmp_path / "a.tif", values("uint16", 4, 5), extratags=extra, **named)
+    round_trip(tmp_path / "a.tif")
+    with tifffile.TiffFile(tmp_path / "out" / "a.tif") as file:
+        assert {code: file.pages[0].tags[code].value for code in texts} == texts
+
+
+def test_a_resolution_without_a_unit_has_none_later(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", values("uint16", 4, 5), resolution=(3, 2), resolutionunit=1)
+    assert [picture.dpi for picture in round_trip(tmp_path / "a.tif")] == [None, None]
+
+
+def test_an_orientation_behind_the_pixels_of_a_png_counts(tmp_path):
+    exif = Image.Exif()
+    exif[274] = 6
+    cv2.imwrite(str(tmp_path / "a.png"), values("uint8", 4, 7))
+    data = (tmp_path / "a.png").read_bytes()
+    block = exif.tobytes().removeprefix(b"Exif\0\0")
+    chunk = struct.pack(">I", len(block)) + b"eXIf" + block + struct.pack(">I", zlib.crc32(b"eXIf" + block))
+    (tmp_path / "a.png").write_bytes(data[:-12] + chunk + data[-12:])
+    assert pictures.read_picture(tmp_path / "a.png").orientation == 6
+
+
+def test_a_resolution_beyond_a_pngs_is_the_largest_it_has():
+    assert png.make_resolution((4294967295, 254)) == (b"pHYs", struct.pack(">IIB", 2**31 - 1, 10000, 1))
+
+
+def test_jpeg_holds_65500_pixels_a_side(tmp_path):
+    picture = pictures.Picture(np.zeros((1, 65500), np.uint8))
+    pictures.write_picture(picture, tmp_path / "a.jpg")
+    picture.pixels = np.zeros((1, 65501), np.uint8)
+    with pytest.raises(InputError, match="JPEG does not hold pictures of this size"):
+        pictures.check_writable(picture, tmp_path / "a.jpg")
+
+
+def test_a_name_without_an_end_in_an_exr_is_given_up_soon():
+    file = io.BytesIO(b"a" * 10_000)
+    with pytest.raises(ValueError, match="not a name"):
+        exr._read_text(file)
+    assert file.tell() < 1000
 
 
 # --- depth and layout -------------------------------------------------------------------------------------------------

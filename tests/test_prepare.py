@@ -136,6 +136,11 @@ def test_files_of_several_pictures_are_refused(tmp_path):
         file.write(make_picture(4, 5), subfiletype=1)
     prepare_lmdb(tmp_path / "in", tmp_path / "out.lmdb")
     assert list(read_lmdb(tmp_path / "out.lmdb")) == ["b", "c"]
+    with tifffile.TiffWriter(tmp_path / "in" / "c.tif") as file:  # the other way round OpenCV would read the preview
+        file.write(make_picture(4, 5), subfiletype=1)
+        file.write(make_picture(8, 9))
+    with pytest.raises(InputError, match="c.tif: holds 2 pictures"):
+        prepare_lmdb(tmp_path / "in", tmp_path / "out.lmdb", overwrite=True)
 
 
 def test_awkward_names_get_safe_distinct_keys_that_do_not_depend_on_order(tmp_path):
@@ -329,6 +334,30 @@ def test_a_run_that_fails_leaves_nothing_or_what_was_there(source, tmp_path, mon
     assert (tmp_path / "old.lmdb" / "data.mdb").read_bytes() == before
     assert not list(tmp_path.glob(".*.tmp"))
     assert prepare_lmdb(source, tmp_path / "new.lmdb")["pictures"] == 3
+
+
+def test_a_run_that_is_stopped_while_it_waits_leaves_the_others_work(source, tmp_path, monkeypatch):
+    """Ctrl-C in the second of two: what lies under the temporary name is the first one's, which writes it."""
+    (tmp_path / ".out.lmdb.tmp").mkdir()
+    (tmp_path / ".out.lmdb.tmp" / "data.mdb").write_bytes(b"half")
+
+    def stop(lock):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("filelock.FileLock.__enter__", stop)
+    with pytest.raises(KeyboardInterrupt):
+        prepare_lmdb(source, tmp_path / "out.lmdb")
+    assert (tmp_path / ".out.lmdb.tmp" / "data.mdb").read_bytes() == b"half"
+
+
+def test_of_two_outputs_both_are_put_back(tmp_path):
+    """Killed after the first has its new name, and before the second has."""
+    outputs = [tmp_path / "lq.lmdb", tmp_path / "gt.lmdb"]
+    for name, content in (("lq.lmdb", "new"), (".lq.lmdb.old", "old"), ("gt.lmdb", "old"), (".gt.lmdb.tmp", "new")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "data.mdb").write_text(content)
+    lmdb_writer.recover(outputs)
+    assert [(output / "data.mdb").read_text() for output in outputs] == ["old", "old"]
 
 
 def test_what_a_killed_run_left_is_removed(source, tmp_path):

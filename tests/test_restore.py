@@ -545,6 +545,13 @@ def test_weights_that_say_what_cannot_be_are_refused_by_name(tmp_path, texts, me
     assert str(tmp_path / "a.safetensors") in str(refusal.value)
 
 
+def test_suffixes_in_capitals_are_known(tmp_path):
+    source = networks.list_released()["hranet_s_gray_s25"].path
+    (tmp_path / "net.SAFETENSORS").write_bytes(source.read_bytes())
+    assert networks.load_network(tmp_path / "net.SAFETENSORS").description.sigma == 25
+    assert str(networks.find_weights("~nobody-here/net.pth")) == "~nobody-here/net.pth"
+
+
 def test_files_that_hold_no_network_are_refused(tmp_path):
     torch.save({"params": {"weight": torch.zeros(3)}}, tmp_path / "a.pth")
     for name in ("a.pth", "b.pth", "c.safetensors"):

@@ -2,6 +2,7 @@
 
 import hashlib
 import shutil
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -143,7 +144,7 @@ def test_an_incomplete_set_says_what_is_missing(tmp_path, scenes, catalogue):
     assert testsets.find_testsets(tmp_path, catalogue) == []  # one of four is no set
 
 
-def test_a_lossy_copy_under_the_right_name_differs(tmp_path, scenes, catalogue):
+def test_a_lossy_copy_under_the_right_name_differs(tmp_path, scenes, catalogue, monkeypatch):
     for name, scene in scenes.items():
         write(tmp_path / f"four/{name}.jpg", scene, cv2.IMWRITE_JPEG_QUALITY, 90)
     found = testsets.find_testsets(tmp_path, catalogue)
@@ -151,6 +152,8 @@ def test_a_lossy_copy_under_the_right_name_differs(tmp_path, scenes, catalogue):
     assert "4 of 4 pictures have other pixels" in testsets.list_missing(found, catalogue)[0]
     with pytest.raises(InputError, match="Four: differs"):
         testsets.link_or_copy(found[0], tmp_path / "out")
+    monkeypatch.chdir(tmp_path)
+    assert [one.status for one in testsets.find_testsets(Path("."), catalogue)] == ["differs"]
 
 
 def test_two_versions_of_a_set_are_told_apart_by_their_sizes(tmp_path, catalogue):
@@ -361,6 +364,18 @@ def test_lmdbs_below_a_folder_are_searched_and_nothing_to_search_is_refused(tmp_
         assert [one.test for one in found] == [str(pictures[0])]
     with pytest.raises(InputError, match="empty: holds no pictures and no LMDBs"):
         overlaps.find_test_pictures([tmp_path / "empty"], {name: pictures})
+
+
+def test_lmdbs_behind_a_linked_folder_are_searched(tmp_path, sets):
+    (name, pictures), *_ = sets.items()
+    write(tmp_path / "pictures/leak.png", cv2.imread(str(pictures[0]), cv2.IMREAD_UNCHANGED))
+    prepare_lmdb(tmp_path / "pictures", tmp_path / "disk/train.lmdb")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/big").symlink_to(tmp_path / "disk")
+    assert len(overlaps.find_test_pictures([tmp_path / "data"], {name: pictures})) == 1
+    (tmp_path / "disk/train.lmdb/meta_info.txt").unlink()
+    with pytest.raises(InputError, match="train.lmdb: has no meta_info.txt"):
+        overlaps.find_test_pictures([tmp_path / "data"], {name: pictures})
 
 
 def test_a_training_picture_of_two_rows_is_compared(tmp_path, sets):
