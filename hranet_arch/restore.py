@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hranet_arch import arithmetic, fusion, memory, tiling
+from hranet_arch import allocator, arithmetic, fusion, memory, tiling
 from hranet_arch.errors import InputError
 from hranet_arch.networks import Backend, Description, LoadedNetwork, Task, load_network, require_task
 from hranet_arch.noise_estimate import estimate_sigma
@@ -32,7 +32,7 @@ LARGEST_VALUE = {torch.uint8: 255, torch.uint16: 65535}
 FLOATS = (torch.float16, torch.float32, torch.float64)
 LOWEST, HIGHEST = -2.0, 3.0  # of float pixels: white Gaussian noise up to sigma 100 around [0, 1]
 # On the CPU a picture, its result and a tile stay below this many bytes together, so that the process stays under 4 GB.
-CPU_BUDGET = 9 * 2**28  # the rest is the program and holes in its memory
+CPU_BUDGET = 5 * 2**29
 SMALLEST_BUDGET = 256 * 2**20
 FREE_PART = 0.5  # of the free memory; the rest is for whoever else is on the machine
 LARGEST_TILE = 4096  # larger ones save less than 6 % of the work
@@ -323,6 +323,7 @@ class _Scaled:
         self.largest = LARGEST_VALUE.get(planes.dtype)
 
     def __getitem__(self, area: tuple) -> Tensor:
+        allocator.give_back_beyond()
         part = self.planes[area].to(self.device).to(torch.float32, memory_format=torch.contiguous_format)
         part = part / self.largest if self.largest else part
         return part.expand(-1, self.channels, -1, -1)

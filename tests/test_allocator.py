@@ -39,6 +39,28 @@ def test_freed_memory_is_used_again():
     assert int(kept) < int(default) / 4
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
+def test_what_is_kept_beyond_a_size_is_given_back():
+    code = """
+import torch
+from hranet_arch import allocator
+def measure():
+    return int(open("/proc/self/statm").read().split()[1])
+allocator.keep_freed_memory()
+torch.ones(50 * 2**20)  # 200 MiB, written and freed
+sizes = [measure()]
+for size in (2**40, 2**20):
+    allocator.give_back_beyond(size)
+    sizes.append(measure())
+print(*sizes)
+"""
+    command = [sys.executable, "-c", code]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    kept, still, given = (int(size) * resource.getpagesize() for size in result.stdout.split())
+    assert still > kept - 2**24 and given < kept - 180 * 2**20
+
+
 @pytest.mark.parametrize("verb", ["denoise", "upscale", "dejpeg"])
 def test_the_verbs_keep_freed_memory(verb, monkeypatch, tmp_path):
     kept = []

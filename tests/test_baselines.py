@@ -63,7 +63,7 @@ def ffdnet(x, p, num_conv, sigmas):
     for one, sigma in zip(x[:, :, rows][:, :, :, columns], sigmas, strict=True):
         parts = [channel[i::2, j::2] for channel in one for i in (0, 1) for j in (0, 1)]
         z = plain_layers(torch.stack([*parts, torch.full_like(parts[0], sigma / 255)])[None], p, num_conv)[0]
-        y = torch.zeros_like(picture)
+        y = torch.zeros_like(one)
         for k, part in enumerate(z):
             y[k // 4, k % 4 // 2 :: 2, k % 2 :: 2] = part
         outputs.append(y[:, :height, :width])

@@ -364,8 +364,10 @@ def test_sigterm_stops_a_verb_as_ctrl_c_does(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_test_stops_at_once(number, recipe, run, capsys, monkeypatch):
+def test_a_test_stops_at_once(number, recipe, run, capsys, monkeypatch, request):
     """It has nothing to save."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background job ignores
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     assert run("train", recipe) == 0
     monkeypatch.setattr("basicsr.test.test_pipeline", lambda root: signal.raise_signal(number))
     recipe["path"] = {"pretrain_network_g": "experiments/tiny/models/net_g_8.pth"}

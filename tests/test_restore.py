@@ -292,7 +292,7 @@ def test_tiles_follow_from_the_free_memory(monkeypatch):
     assert denoiser._count_pixels(x) == 1_000_000  # half of it
     assert denoiser._fit_tile(x) == 1000 - 2 * 17 - 6  # halo 17, down to a multiple of 8
     monkeypatch.setattr(memory, "measure_free", lambda device: 10**12)
-    assert denoiser._count_pixels(x) == (3 * 2**30 - 50_000_000) // 1000  # the process stays under 4 GB
+    assert denoiser._count_pixels(x) == (restore.CPU_BUDGET - 50_000_000) // 1000  # the process stays under 4 GB
     huge = torch.zeros(1, dtype=torch.uint8).expand(1, 1, 60_000, 60_000)  # which alone takes more
     assert denoiser._count_pixels(huge) == restore.SMALLEST_BUDGET // 1000
     denoiser._bytes_per_pixel = 1.0

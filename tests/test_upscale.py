@@ -122,7 +122,7 @@ def test_the_enlarged_result_counts_in_the_budget(monkeypatch):
     upscaler._bytes_per_pixel = 1000.0
     monkeypatch.setattr(memory, "measure_free", lambda device: 10**12)
     x = torch.zeros(1, 1, 5000, 5000, dtype=torch.uint8)
-    assert upscaler._count_pixels(x) == (3 * 2**30 - 10 * 25_000_000) // 1000
+    assert upscaler._count_pixels(x) == (restore.CPU_BUDGET - 10 * 25_000_000) // 1000
     # The last convolution's result, 4 x 4 values for a pixel, is in what a network takes for each pixel.
     small, large = (memory.count_bytes_per_pixel(make_bicubic(scale), 1) for scale in (2, 4))
     assert large >= small + 4 * (16 - 4)
