@@ -129,13 +129,15 @@ def _start(opt: dict, launcher: str) -> None:
     from basicsr.utils import set_random_seed
     from basicsr.utils.dist_util import get_dist_info
 
-    from hranet_arch import pipeline
+    from hranet_arch import arithmetic, pipeline
     from hranet_arch.allocator import keep_freed_memory
 
     keep_freed_memory()
     opt["dist"] = launcher != "none"
     if opt["dist"]:
         pipeline.start_distributed(launcher, opt["num_gpu"] > 0, (opt.get("dist_params") or {}).get("port"))
+    if opt["num_gpu"] > 0:
+        arithmetic.find_device("cuda")  # each process its own, which can compute or is refused
     opt["rank"], opt["world_size"] = get_dist_info()
     opt.setdefault("manual_seed", 0)  # a resumed run must draw on: no seed of the moment
     set_random_seed(opt["manual_seed"] + opt["rank"])

@@ -184,9 +184,11 @@ def _read_slurm(port: int | None) -> None:
     if port is not None:
         os.environ["MASTER_PORT"] = str(port)
     os.environ["RANK"], os.environ["WORLD_SIZE"] = rank, tasks
-    has_own = "SLURM_GPUS_PER_TASK" in os.environ and torch.cuda.device_count() == 1  # a GPU that it alone sees
-    local = "0" if has_own else str(int(rank) % max(torch.cuda.device_count(), 1))
-    os.environ["LOCAL_RANK"] = local if has_own else os.environ.get("SLURM_LOCALID", local)
+    count = torch.cuda.device_count()
+    if count == 1 and "SLURM_GPUS_PER_TASK" in os.environ:
+        os.environ["LOCAL_RANK"] = "0"  # a GPU that this task alone sees
+    else:
+        os.environ["LOCAL_RANK"] = os.environ.get("SLURM_LOCALID", str(int(rank) % max(count, 1)))
 
 
 # --- what train_pipeline calls ----------------------------------------------------------------------------------------

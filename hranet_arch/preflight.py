@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hranet_arch import arithmetic, checkpoints, registration, schema, tiling
+from hranet_arch import checkpoints, registration, schema, tiling
 from hranet_arch.degradations import Degradations
 from hranet_arch.errors import InputError, first_line
 from hranet_arch.files import require_writable
@@ -56,8 +56,6 @@ def _check_device(opt: dict) -> None:
             f"num_gpu: {opt['num_gpu']}, but torch {torch.__version__} sees {count} here. "
             "Write num_gpu: auto (or 0 for the CPU)."
         )
-    if opt["num_gpu"] > 0:
-        arithmetic.find_device("cuda")
     pinned = [phase for phase, dataset in opt["datasets"].items() if dataset.get("prefetch_mode") == "cuda"]
     if pinned and opt["num_gpu"] == 0:
         raise InputError(f"datasets.{pinned[0]}.prefetch_mode: 'cuda' needs a GPU. Write cpu, or remove it.")

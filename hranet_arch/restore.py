@@ -150,7 +150,7 @@ class Restorer:
         module = copy.deepcopy(self.network.module) if is_torch else self.network.module  # which stays where it is
         try:
             return module.to(self.device)
-        except Exception as error:  # of every kind, see is_out_of_memory
+        except (RuntimeError, MemoryError) as error:
             if not memory.is_out_of_memory(error):
                 raise
             raise InputError(

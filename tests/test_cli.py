@@ -142,6 +142,16 @@ def test_slurm_says_which_gpu_is_whose(given, seen, expected, monkeypatch):
     assert found == ["n1", "29500", "5", "8", expected]
 
 
+def test_a_gpu_that_cannot_compute_is_refused_before_a_run(recipe, refuse, monkeypatch):
+    def fail(device):
+        raise InputError(f"device={device!r} cannot be used: no kernel image.")
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr("hranet_arch.arithmetic.find_device", fail)
+    recipe["num_gpu"] = "auto"
+    assert "device='cuda' cannot be used: no kernel image" in refuse(recipe)
+
+
 @pytest.mark.parametrize("launcher", ["pytorch", "slurm"])
 def test_a_launcher_without_its_program(recipe, refuse, monkeypatch, launcher):
     for name in ("RANK", "WORLD_SIZE", "SLURM_PROCID"):
