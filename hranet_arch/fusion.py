@@ -25,7 +25,8 @@ def fuse(network: nn.Module, precision: str = "fp32") -> nn.Module:
     """A copy of a network that computes the same, up to rounding, faster: for inference on the CPU.
 
     A ReLU that reads a picture again after the convolution has written it takes as long as the memory does: 8 to 16 %
-    of HRANet-S's time in bf16 (``docs/performance.md``, *without fuse*). Weights are laid out channels-last.
+    of HRANet-S's time in bf16 with AMX, and nothing without (``docs/performance.md``, *without fuse*). Weights
+    are laid out channels-last.
 
     Args:
         network: in evaluation mode, on the CPU, BatchNorms folded. Fused are ``ConvReLU`` and, inside an
