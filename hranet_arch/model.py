@@ -12,7 +12,7 @@ import shutil
 import sys
 import sysconfig
 from collections import OrderedDict
-from contextlib import ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -43,11 +43,11 @@ class RestorationModel(SRModel):
 
     Options beyond those of ``SRModel``, all with defaults, in ``train:``: ``precision`` (``fp32``, ``bf16``, ``fp16``;
     on a CPU without such arithmetic fp32, with a warning), ``channels_last``, ``compile`` (true, or a mode of
-    ``torch.compile``; left out, with a warning, on a CPU and without a C compiler), ``accumulate`` (parts that a batch
-    is cut into; their gradients are added), ``grad_clip`` (largest gradient norm), ``max_skipped`` (iterations in a row
-    that may be lost to losses that are not finite). In ``val:``: ``tile`` (pictures of more pixels than ``tile * tile``
-    are run in tiles), ``halo``, ``best_on`` (the validation set whose first metric picks ``net_g_best.pth``; ``~``
-    for none).
+    ``torch.compile``; true means CUDA graphs where there is one process and no ``accumulate``; left out, with a
+    warning, on a CPU and without a C compiler), ``accumulate`` (parts that a batch is cut into; their gradients are
+    added), ``grad_clip`` (largest gradient norm), ``max_skipped`` (iterations in a row that may be lost to losses that
+    are not finite). In ``val:``: ``tile`` (pictures of more pixels than ``tile * tile`` are run in tiles), ``halo``,
+    ``best_on`` (the validation set whose first metric picks ``net_g_best.pth``; ``~`` for none).
 
     A step never waits for a GPU: whether it is lost is decided there, and read when the log is printed.
     """
@@ -99,7 +99,8 @@ class RestorationModel(SRModel):
         if fault:
             get_root_logger().warning(f"compile: {fault}; left out.")
             return
-        mode = mode if isinstance(mode, str) else "default"
+        if mode is True:  # CUDA graphs, where nothing that one computed is needed after the next or by other processes
+            mode = "default" if self.accumulate > 1 or self.opt["dist"] else "reduce-overhead"
         self.get_bare_model(self.net_g).compile(mode=mode)  # in place: the keys of the state dict stay
 
     def get_optimizer(self, optim_type: str, params, lr: float, **kwargs) -> torch.optim.Optimizer:
@@ -276,7 +277,7 @@ class RestorationModel(SRModel):
         """Runs the network (its average, where there is one) on ``self.lq``; padded as it asks, in tiles if large."""
         net = getattr(self, "net_g_ema", self.net_g)
         net.eval()
-        with torch.inference_mode():
+        with torch.inference_mode(), _without_compiling():
             self.output = self._restore(self.get_bare_model(net), self.lq)
         if self.is_train and net is self.net_g:
             net.train()
@@ -377,6 +378,12 @@ class DenoisingModel(RestorationModel):
             # The mean over all values instead of the source's 1/(2N) sum: the same minimiser.
             train_opt["pixel_opt"] = {"type": "MSELoss", "loss_weight": 1.0, "reduction": "mean"}
         super().init_training_settings()
+
+
+def _without_compiling() -> AbstractContextManager:
+    """For validation, whose pictures have many sizes: each would be compiled anew, where there is no average."""
+    set_stance = getattr(torch.compiler, "set_stance", None)  # of torch 2.6
+    return set_stance("force_eager") if set_stance else nullcontext()
 
 
 def find_compile_fault(device: torch.device) -> str | None:

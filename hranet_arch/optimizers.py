@@ -77,25 +77,24 @@ class MuonAdam(Optimizer):
         return loss
 
     def _step_muon(self, weights: list[Tensor], group: dict) -> None:
-        updates = []
-        scale, is_lost = self._read_scaler()
+        """Of one shape, stacked: a GPU waits for Python's calls otherwise, of which each weight took ten."""
         for weight in weights:
-            state = self.state[weight]
-            if not state:
-                state["momentum_buffer"] = torch.zeros_like(weight)
-            average, gradient = state["momentum_buffer"], weight.grad
-            if scale is not None:
-                gradient = gradient / scale
-            if is_lost is not None:
-                gradient = torch.where(is_lost.bool(), average, gradient)  # which leaves the average as it is
-            average.lerp_(gradient, 1 - group["momentum"])
-            updates.append(gradient.lerp(average, group["momentum"]).flatten(1))  # as Nesterov
-        directions = orthogonalize(torch.stack(updates))
-        rate = group["lr"] * 0.2 * max(updates[0].shape) ** 0.5
+            if not self.state[weight]:
+                self.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
+        buffers = [self.state[weight]["momentum_buffer"] for weight in weights]
+        averages, gradients = torch.stack(buffers), torch.stack([weight.grad for weight in weights])
+        rate = group["lr"] * 0.2 * max(weights[0].flatten(1).shape) ** 0.5
+        scale, is_lost = self._read_scaler()
+        if scale is not None:
+            gradients = gradients / scale
         if is_lost is not None:
+            gradients = torch.where(is_lost.bool(), averages, gradients)  # which leaves the averages as they are
             rate = rate * (1 - is_lost)
-        for weight, direction in zip(weights, directions):
-            weight.sub_(direction.reshape(weight.shape) * rate)
+        averages = averages.lerp(gradients, 1 - group["momentum"])
+        updates = gradients.lerp(averages, group["momentum"])  # as Nesterov
+        steps = orthogonalize(updates.flatten(2)).reshape(updates.shape) * rate
+        torch._foreach_copy_(buffers, list(averages))
+        torch._foreach_sub_(weights, list(steps))
 
     def _step_adam(self, parameters: list[Tensor], group: dict) -> None:
         for parameter in parameters:

@@ -1,7 +1,8 @@
 """Bicubic interpolation as MATLAB's ``imresize`` has it, which made the low-resolution pictures of the benchmarks.
 
 The kernel is Keys' with a = -0.5 (R. Keys, «Cubic convolution interpolation for digital image processing», IEEE TASSP
-29(6), 1981), widened by the scale where a picture becomes smaller; torch's own bicubic has a = -0.75. Torch alone.
+29(6), 1981), widened by the scale where a picture becomes smaller; torch's own bicubic has a = -0.75. Beside it torch's
+bilinear enlargement, for a network's inside, with a faster gradient. Torch alone.
 """
 
 from __future__ import annotations
@@ -81,3 +82,39 @@ class BicubicEnlargement(nn.Module):
         with torch.autocast(x.device.type, enabled=False):  # 8 bits of bfloat16 would be the picture's whole precision
             phases = F.conv2d(F.pad(x, (self.halo,) * 4, mode="replicate"), kernels, groups=channels)
         return F.pixel_shuffle(phases, self.upscale)
+
+
+def enlarge_bilinear(x: Tensor, scale: int) -> Tensor:
+    """``F.interpolate``'s bilinear enlargement: ``(n, c, h, w)`` to ``(n, c, h * scale, w * scale)``."""
+    # Exporters know torch's operator alone.
+    return _BilinearEnlargement.apply(x, scale) if x.requires_grad else _interpolate(x, scale, "bilinear")
+
+
+def _interpolate(x: Tensor, scale: int, mode: str) -> Tensor:
+    return F.interpolate(x, scale_factor=float(scale), mode=mode, align_corners=False)
+
+
+class _BilinearEnlargement(torch.autograd.Function):
+    """With the gradient as two products with small matrices.
+
+    torch's own adds up each old pixel's share by atomic additions on a GPU: a fifth of a compiled step of HRANet.
+    """
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor, scale: int) -> Tensor:
+        ctx.size, ctx.dtype, ctx.scale = x.shape[2:], x.dtype, scale
+        return _interpolate(x, scale, "bilinear")
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> tuple[Tensor, None]:
+        (height, width), scale = ctx.size, ctx.scale
+        # Each (old, new): what each old pixel gives to each new one.
+        rows, columns = (
+            _interpolate(torch.eye(length, device=gradient.device)[None], scale, "linear")[0].to(gradient.dtype)
+            for length in ctx.size
+        )
+        count, channels = gradient.shape[:2]
+        lines = gradient.permute(0, 2, 3, 1).reshape(count, height * scale, -1)  # a view of channels-last memory
+        lines = (rows @ lines).reshape(count * height, width * scale, channels)
+        small = (columns @ lines).reshape(count, height, width, channels)
+        return small.permute(0, 3, 1, 2).to(ctx.dtype), None

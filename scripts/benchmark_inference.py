@@ -8,7 +8,7 @@ convolutions), ``channels_last``, ``bf16`` (autocast; not on a CPU without such 
 denoise`` has them, ``keep_memory`` (``allocator.keep_freed_memory``) and ``fuse`` (``fusion.fuse``, channels-last
 itself: *without channels_last* lacks both); on a GPU ``compile`` (CUDA graphs). *merged branches* is ours with one 1x1
 and one depthwise convolution in place of the two branches' of each lightweight block, *dense branches*, on a GPU, with
-one dense convolution in place of all four: equal, and kept here to be measured, not in the package.
+one dense convolution in place of all four, as in training there: equal, and measured here alone.
 
 Every contestant has its own process, and they take turns. The cost in quality is measured on noisy pictures (sigma
 25): PSNR of stock's and of each contestant's output, and their largest difference. With random weights (no
@@ -28,7 +28,6 @@ import numpy as np
 import torch
 from interleave import ask_all, choose, compare, compile_all, running, take_turns, write_record
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from hranet_arch import arithmetic, checkpoints, fusion, noise
 from hranet_arch.allocator import keep_freed_memory
@@ -65,18 +64,8 @@ def _stack(first: nn.Conv2d, second: nn.Conv2d) -> nn.Conv2d:
 
 
 def run_dense(block: LightweightBlock, z: Tensor) -> Tensor:
-    """The forward pass of a lightweight block with its two branches as one 3x3 convolution, for training too.
-
-    That is four times their arithmetic, but a third of what four small convolutions read and write.
-    """
-    u = block.norm(z)
-    pairs = [tuple(branch) for branch in (block.separable1, block.separable2)]
-    weight = sum(depthwise.weight * pointwise.weight for pointwise, depthwise in pairs)  # (out, in, 3, 3)
-    # The pointwise biases reach the depthwise taps inside of the picture alone, not in the zeros around it.
-    taps = sum(depthwise.weight * pointwise.bias[:, None, None, None] for pointwise, depthwise in pairs)
-    bias = sum(depthwise.bias for _, depthwise in pairs)
-    inside = F.conv2d(torch.ones_like(u[:1, :1]), taps, bias, padding=1)  # (1, out, h, w)
-    s = F.conv2d(u, weight, padding=1) + inside
+    """The forward pass of a lightweight block in evaluation as it is in training on a GPU."""
+    s = block.run_dense(block.norm(z))
     return block.conv1x1(block.conv5x5(s) + block.conv3x3(s))
 
 

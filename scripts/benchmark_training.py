@@ -7,8 +7,8 @@ processes and prefetcher, in fp32, with a dataset of a single patch a sample as 
 ``DenoisingModel`` with every option that makes it faster (bf16 not on a CPU without such instructions). Between them,
 *only X* has one option on and *without X* one off. Same network and first weights, same LMDB, batch, optimiser and
 average of weights; every contestant has its own process, and they take turns. The first steps of a turn are not timed:
-workers have read ahead while others ran. On a GPU ``compile`` is an option too, ``keep_memory`` is none, and *dense
-branches* is ours with ``benchmark_inference.run_dense``, kept to be measured.
+workers have read ahead while others ran. On a GPU ``compile`` (CUDA graphs) and ``dense_branches``
+(``LightweightBlock.run_dense``) are options too, and ``keep_memory`` is none.
 
 *Waiting for data* is the time in the loader's ``next``; on a GPU, which works while Python goes on, it is what a step
 takes longer than one that is given a batch again.
@@ -31,7 +31,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from benchmark_inference import run_dense
 from interleave import choose, compare, compile_all, running, summarize, take_turns, write_record
 from torch import Tensor
 from torch.autograd import DeviceType
@@ -55,8 +54,8 @@ class Training:
         logging.disable(logging.WARNING)
         self.device, self.iteration, self.epoch, self.losses = settings["device"], 0, 0, []
         self.read_ahead = 2 * settings["workers"]  # batches that a DataLoader prepares while nobody asks for them
-        if (options or {}).get("dense"):
-            LightweightBlock.forward = run_dense  # in this process
+        if not (options or {}).get("dense_branches"):
+            LightweightBlock.run_dense = run_separable  # in this process
         build = self._build_stock if options is None else self._build_ours
         torch.manual_seed(0)
         self.model, self.sampler, loader = build(settings, options)
@@ -235,19 +234,22 @@ def _make_stock_dataset(lmdb: str) -> torch.utils.data.Dataset:
     return StockDataset()
 
 
+def run_separable(block: LightweightBlock, u: Tensor) -> Tensor:
+    """The two branches as the method writes them."""
+    return block.separable1(u) + block.separable2(u)
+
+
 def list_contestants(device: str) -> dict[str, dict | None]:
     fast, plain = dict(FAST), dict(PLAIN)
     if device == "cuda":  # on the CPU it takes minutes to compile, and was slower; glibc's memory is the CPU's
-        fast |= {"compile": "default", "keep_memory": False}
-        plain["compile"] = False
+        fast |= {"compile": True, "dense_branches": True, "keep_memory": False}
+        plain |= {"compile": False, "dense_branches": False}
     if not arithmetic.is_fast("bf16", torch.device(device)):
         fast["precision"] = "fp32"
     contestants: dict[str, dict | None] = {"stock": None, "ours": fast, "ours, every option off": plain}
     for key in [key for key in fast if fast[key] != plain[key]]:
         contestants[f"only {key}"] = {**plain, key: fast[key]}
         contestants[f"without {key}"] = {**fast, key: plain[key]}
-    if device == "cuda":
-        contestants["dense branches"] = {**fast, "dense": True}
     return contestants
 
 
