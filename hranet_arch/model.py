@@ -12,6 +12,7 @@ import shutil
 import sys
 import sysconfig
 from collections import OrderedDict
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
@@ -33,6 +34,7 @@ from basicsr.utils.dist_util import master_only
 
 from hranet_arch import arithmetic, checkpoints, tiling
 from hranet_arch.errors import TrainingError
+from hranet_arch.step_graph import StepGraph
 from hranet_arch.validation import validate
 
 MOST_OVERFLOWS = 40  # of fp16's gradients in a row: the scale is 2 ** 16 at first, and seldom over 2 ** 24
@@ -51,6 +53,8 @@ class RestorationModel(SRModel):
 
     A step never waits for a GPU: whether it is lost is decided there, and read when the log is printed.
     """
+
+    BATCH: tuple[str, ...] = ("lq", "gt")  # what a step reads of what feed_data has set
 
     def __init__(self, opt: dict) -> None:
         train_opt = opt.get("train") or {}
@@ -73,8 +77,10 @@ class RestorationModel(SRModel):
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         if self.ema_decay > 0:
             self.net_g_ema.to(memory_format=self.memory_format)
+        self.graph: StepGraph | None = None
         if train_opt.get("compile"):
             self._compile(train_opt["compile"])
+        self.average_weight = torch.zeros((), device=self.device)  # of the newest network, in the average
         # How many iterations are lost in all, and in a row; kept where they are counted.
         self.lost_counts = torch.zeros(2, dtype=torch.int64, device=self.device)
         self.overflows = torch.zeros((), dtype=torch.int64, device=self.device)  # of the gradients, in a row
@@ -99,9 +105,16 @@ class RestorationModel(SRModel):
         if fault:
             get_root_logger().warning(f"compile: {fault}; left out.")
             return
-        if mode is True:  # CUDA graphs, where nothing that one computed is needed after the next or by other processes
-            mode = "default" if self.accumulate > 1 or self.opt["dist"] else "reduce-overhead"
+        if mode is True:
+            mode = "default"
+            if self._can_record():
+                self.graph = StepGraph(self._run_step, self.optimizer_g, get_root_logger().warning)
         self.get_bare_model(self.net_g).compile(mode=mode)  # in place: the keys of the state dict stay
+
+    def _can_record(self) -> bool:
+        """Whether a step is one CUDA graph: of one process, decided on the device alone, from the tensors of BATCH."""
+        knows_batch = type(self).feed_data in (RestorationModel.feed_data, DenoisingModel.feed_data)
+        return knows_batch and self._takes_flag() and not self.opt["dist"] and not self.scaler.is_enabled()
 
     def get_optimizer(self, optim_type: str, params, lr: float, **kwargs) -> torch.optim.Optimizer:
         """One kernel for all weights by Adam and AdamW, where the options do not say otherwise.
@@ -122,6 +135,19 @@ class RestorationModel(SRModel):
     def optimize_parameters(self, current_iter: int) -> None:
         self._restore_random_state()
         self._list_tensors()
+        # Young averages forget faster: with a fixed decay the random start would weigh on short runs.
+        self.average_weight.fill_(1 - min(self.ema_decay, (1 + current_iter) / (10 + current_iter)))
+        batch = {name: value for name in self.BATCH if (value := getattr(self, name, None)) is not None}
+        losses = self.graph.run(batch) if self.graph else self._run_step(batch)
+        self.unread = (current_iter, losses)
+        if current_iter % self.read_every == 0:
+            self._read_log()
+        self._show_progress(current_iter)
+
+    def _run_step(self, batch: Mapping[str, Tensor]) -> OrderedDict[str, Tensor]:
+        """All of a step that a CUDA graph holds."""
+        for name, value in batch.items():
+            setattr(self, name, value)
         self.optimizer_g.zero_grad()
         before = [buffer.clone() for buffer in self.buffers]
         losses = self._backward()
@@ -133,15 +159,10 @@ class RestorationModel(SRModel):
         for buffer, value in zip(self.buffers, before):
             torch.where(is_lost, value, buffer, out=buffer)  # BatchNorm's statistics without this batch
         if self.ema_decay > 0:
-            # Young averages forget faster: with a fixed decay the random start would weigh on short runs.
-            decay = min(self.ema_decay, (1 + current_iter) / (10 + current_iter))
-            self._average(torch.where(is_lost, 0.0, 1 - decay))
+            self._average(self.average_weight * ~is_lost)
         self.lost_counts[0] += is_lost
         self.lost_counts[1] = (self.lost_counts[1] + 1) * is_lost
-        self.unread = (current_iter, losses)
-        if current_iter % self.read_every == 0:
-            self._read_log()
-        self._show_progress(current_iter)
+        return losses
 
     def _list_tensors(self) -> None:
         """Once for a network: walking through its modules would take longer than what a GPU then computes."""
@@ -362,6 +383,7 @@ class DenoisingModel(RestorationModel):
     A network whose ``forward`` takes ``sigma`` (FFDNet) is told each sample's noise level, where the dataset knows it.
     """
 
+    BATCH = ("lq", "gt", "sigma")
     sigma: Tensor | None = None
 
     def feed_data(self, data: dict) -> None:

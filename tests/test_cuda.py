@@ -2,6 +2,7 @@
 
 import copy
 import math
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -102,6 +103,51 @@ def test_a_step_waits_for_nothing(optimizer, precision):
             torch.cuda.set_sync_debug_mode("default")
     assert all(torch.equal(value, before[name]) for name, value in model.net_g.state_dict().items())
     assert model.extra_training_state()["skipped"] == 2
+
+
+@pytest.mark.parametrize("optimizer", ["Adam", "AdamW", "MuonAdam"])
+def test_recorded_steps_are_those_that_python_starts(optimizer, monkeypatch):
+    """With a rate that changes, batches that do, and one that is lost; nothing waits. Then one of another size."""
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, mode: None)
+    options = {"optim_g": {"type": optimizer, "lr": 1e-3}, "grad_clip": 0.05}
+    plain, recorded = make_model(1, **options), make_model(1, compile=True, **options)
+    batches = [{key: value.to(GPU) for key, value in batch.items()} for batch in make_batches(9)]
+    batches[6]["lq"] *= math.nan
+    batches[8] = {key: value[:2] for key, value in batches[8].items()}
+    losses = []
+    with arithmetic.full_float32(GPU):
+        for iteration, batch in enumerate(batches, 1):
+            for model in (plain, recorded):
+                model.update_learning_rate(iteration, warmup_iter=10)
+                model.feed_data(batch)
+                torch.cuda.set_sync_debug_mode("error" if 4 < iteration < 9 else "default")
+                try:
+                    model.optimize_parameters(iteration)
+                finally:
+                    torch.cuda.set_sync_debug_mode("default")
+                losses.append(model.unread[1]["l_pix"])
+    assert recorded.graph.graph is not None and plain.graph is None
+    assert recorded.extra_training_state()["skipped"] == 1
+    torch.testing.assert_close(losses[1::2], losses[::2], rtol=1e-3, atol=0, equal_nan=True)
+    for net in ("net_g", "net_g_ema"):
+        expected, actual = (getattr(model, net).state_dict() for model in (plain, recorded))
+        for name in expected:
+            torch.testing.assert_close(actual[name], expected[name], rtol=1e-2, atol=2e-5, msg=name)
+
+
+def test_a_step_that_cannot_be_recorded_is_run(monkeypatch):
+    """A loss that waits for the GPU."""
+    warnings = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, mode: None)
+    monkeypatch.setattr("hranet_arch.model.get_root_logger", lambda: SimpleNamespace(warning=warnings.append))
+    model = make_model(1, optim_g={"type": "Adam", "lr": 1e-3}, compile=True)
+    inner = model.cri_pix
+    model.cri_pix = lambda output, gt: inner(output, gt) * (1 + 0 * float(output.mean().item()))
+    for iteration, batch in enumerate(make_batches(6), 1):
+        model.feed_data(batch)
+        model.optimize_parameters(iteration)
+    assert len(warnings) == 1 and "cannot be recorded" in warnings[0]
+    assert model.extra_training_state()["skipped"] == 0 and math.isfinite(model.get_current_log()["l_pix"])
 
 
 def test_batches_drawn_there_are_crops_with_noise(tmp_path):

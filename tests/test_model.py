@@ -382,15 +382,35 @@ def test_a_gpu_compiles_the_network_and_a_cpu_says_that_it_does_not(monkeypatch)
     model = make_model(compile=True)
     assert not calls and len(warnings) == 1 and warnings[0].startswith("compile: on a CPU")
     monkeypatch.setattr("hranet_arch.model.find_compile_fault", lambda device: None)  # as on a GPU
-    make_model(compile=True)
-    make_model(compile=True, accumulate=2)  # whose parts add up gradients that a CUDA graph would write over
-    make_model(compile="max-autotune")
-    assert [mode for _, mode in calls] == ["reduce-overhead", "default", "max-autotune"]
-    assert {network for network, _ in calls} == {"ScaleNet"}
+    monkeypatch.setattr("hranet_arch.model.StepGraph", lambda step, optimizer, warn: "graph")
+    adam = {"type": "Adam", "lr": 1.0}
+    assert make_model(compile=True, optim_g=adam).graph == "graph"
+    assert make_model(compile="max-autotune", optim_g=adam).graph is None
+    assert calls == [("ScaleNet", "default"), ("ScaleNet", "max-autotune")]
     assert list(model.net_g.state_dict()) == ["weight", "seen"]
     model.net_g = torch.nn.DataParallel(model.net_g)  # whose copies would take the first one's compiled call along
     model._compile(True)
-    assert len(calls) == 3 and "torchrun" in warnings[-1]
+    assert len(calls) == 2 and "torchrun" in warnings[-1]
+
+
+def test_only_steps_that_are_the_same_each_time_are_recorded():
+    """Not SGD's, which ask whether they are lost, fp16's, whose scale is Python's, nor of a model that reads more."""
+
+    class Further(DenoisingModel):
+        def feed_data(self, data):
+            super().feed_data(data)
+            self.mask = data["mask"]
+
+    adam = {"type": "Adam", "lr": 1.0}
+    assert make_model(optim_g=adam)._can_record()
+    assert not make_model()._can_record()
+    assert not make_model(Further, optim_g=adam)._can_record()
+    model = make_model(optim_g=adam)
+    model.scaler = torch.amp.GradScaler("cpu", enabled=True)
+    assert not model._can_record()
+    model = make_model(optim_g=adam)
+    model.opt["dist"] = True
+    assert not model._can_record()
 
 
 @pytest.mark.parametrize(
