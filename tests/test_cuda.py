@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from hranet_arch import arithmetic
+from hranet_arch import arithmetic, registration  # noqa: F401
 from hranet_arch.datasets import GaussianDenoisingDataset
 from hranet_arch.device_batches import PictureBank, draw_batch, load_pictures
 from hranet_arch.hranet import HRANet
