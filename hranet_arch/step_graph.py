@@ -73,7 +73,8 @@ class StepGraph:
                 self.losses = self.step(self.batch)
         except RuntimeError as error:  # something that is not ours waits for the GPU, as a loss that calls item()
             self.is_possible = False
-            self.warn(f"compile: this step cannot be recorded as a CUDA graph; it will be slower ({error}).")
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            self.warn(f"compile: this step cannot be recorded as a CUDA graph; it will be slower ({reason}).")
             return False
         finally:
             torch.cuda.set_stream(current)

@@ -20,6 +20,7 @@ WITHOUT_BASICSR = (
     "testsets", "overlaps", "record", "scores", "tables", "plots", "examples", "report", "journal", "restore",
     "networks", "fusion", "memory", "symmetries", "restore_files", "cli_restore", "before_after", "pictures", "png",
     "tiff", "exr", "onnx_network", "export", "demo_cleaner", "device_batches", "allocator",
+    "step_graph",
 )  # fmt: skip
 README = (REPOSITORY / "README.md").read_text()
 

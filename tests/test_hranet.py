@@ -172,6 +172,19 @@ def test_layer_norm_normalises_the_channels_of_each_pixel():
     assert_same(evaluate(norm, x), np.reshape([[-1, 1], [2, -1]], (1, 2, 1, 2)), atol=1e-5)
 
 
+@pytest.mark.parametrize("size", [(5, 7), (2, 1), (1, 1)])
+def test_dense_branches_compute_and_learn_the_same(size):
+    """At the border too, where the depthwise taps see zeros, and not the bias of the pointwise convolution."""
+    torch.manual_seed(0)
+    block = LightweightBlock(num_in_ch=4, num_feat=8).double()
+    u = torch.randn(2, 4, *size, dtype=torch.float64, requires_grad=True)
+    outputs = block.run_dense(u), block.separable1(u) + block.separable2(u)
+    torch.testing.assert_close(*outputs, rtol=0, atol=1e-12)
+    used = [u, *block.separable1.parameters(), *block.separable2.parameters()]
+    gradients = [torch.autograd.grad(output.square().sum(), used) for output in outputs]
+    torch.testing.assert_close(*gradients, rtol=0, atol=1e-10)
+
+
 def attention(num_feat, squeezed_to, **arguments):
     arguments = {"attention_pool": "global", "attention_gate": "none", **arguments}
     return EnhancedChannelAttention(num_feat=num_feat, squeeze_factor=num_feat // squeezed_to, **arguments)
