@@ -67,7 +67,7 @@ class LightweightBlock(nn.Module):
         """The two branches as the one 3x3 convolution that they are equal to.
 
         That is four times their arithmetic, but a third of what four small convolutions read and write, which is what
-        a GPU waits for: ``docs/performance.md`` has what it gains there.
+        a GPU waits for: ``docs/performance.md`` has what it gains there. Hooks on the four are not called.
         """
         pairs = [tuple(branch) for branch in (self.separable1, self.separable2)]
         weight = sum(depthwise.weight * pointwise.weight for pointwise, depthwise in pairs)  # (out, in, 3, 3)

@@ -45,8 +45,8 @@ class RestorationModel(SRModel):
 
     Options beyond those of ``SRModel``, all with defaults, in ``train:``: ``precision`` (``fp32``, ``bf16``, ``fp16``;
     on a CPU without such arithmetic fp32, with a warning), ``channels_last``, ``compile`` (true, or a mode of
-    ``torch.compile``; true means CUDA graphs where there is one process and no ``accumulate``; left out, with a
-    warning, on a CPU and without a C compiler), ``accumulate`` (parts that a batch is cut into; their gradients are
+    ``torch.compile``; true also records the step as a CUDA graph where that can be, see ``StepGraph``; left out, with
+    a warning, on a CPU and without a C compiler), ``accumulate`` (parts that a batch is cut into; their gradients are
     added), ``grad_clip`` (largest gradient norm), ``max_skipped`` (iterations in a row that may be lost to losses that
     are not finite). In ``val:``: ``tile`` (pictures of more pixels than ``tile * tile`` are run in tiles), ``halo``,
     ``best_on`` (the validation set whose first metric picks ``net_g_best.pth``; ``~`` for none).
@@ -107,14 +107,23 @@ class RestorationModel(SRModel):
             return
         if mode is True:
             mode = "default"
-            if self._can_record():
-                self.graph = StepGraph(self._run_step, self.optimizer_g, get_root_logger().warning)
+            if fault := self._find_recording_fault():
+                get_root_logger().info(f"compile: the network alone, and not the step as one CUDA graph: {fault}.")
+            else:
+                self.graph = StepGraph(self._run_step, self.optimizer_g)
         self.get_bare_model(self.net_g).compile(mode=mode)  # in place: the keys of the state dict stay
 
-    def _can_record(self) -> bool:
-        """Whether a step is one CUDA graph: of one process, decided on the device alone, from the tensors of BATCH."""
-        knows_batch = type(self).feed_data in (RestorationModel.feed_data, DenoisingModel.feed_data)
-        return knows_batch and self._takes_flag() and not self.opt["dist"] and not self.scaler.is_enabled()
+    def _find_recording_fault(self) -> str | None:
+        """Why a step is not the same each time for Python, but for the tensors of BATCH."""
+        if self.opt["dist"]:
+            return "there are several processes"
+        if type(self) not in (RestorationModel, DenoisingModel):
+            return f"what {type(self).__name__} does in a step is not known"
+        if self.scaler.is_enabled():
+            return "fp16's scale is Python's"
+        if not self._takes_flag():
+            return f"{type(self.optimizer_g).__name__} is asked before each step whether it is lost"
+        return None
 
     def get_optimizer(self, optim_type: str, params, lr: float, **kwargs) -> torch.optim.Optimizer:
         """One kernel for all weights by Adam and AdamW, where the options do not say otherwise.

@@ -37,7 +37,7 @@ def _make_tables(path: Path) -> str:
         "",
         f"{machine['device_name']}{processor}, {threads} thread{'s' * (threads != 1)}, {versions}, commit "
         f"{record['commit'][:12]}{'+changes' if record['commit'].endswith('+changes') else ''}; "
-        f"[record](records/{path.name}).{_describe_settings(settings)}",
+        f"[record](records/{path.name}).{_describe_settings(record)}",
         "",
     ]
     if "results" in record:
@@ -49,10 +49,12 @@ def _make_tables(path: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _describe_settings(settings: dict) -> str:
-    if "rounds" in settings:
-        return f" Median and quartiles of {settings['rounds']} rounds."
-    return f" Variants of `{settings['option_file']}`."
+def _describe_settings(record: dict) -> str:
+    settings = record["settings"]
+    if "rounds" not in settings:
+        return f" Variants of `{settings['option_file']}`."
+    done = {result.get("rounds", settings["rounds"]) for result in record.get("networks", {}).values()}
+    return " One round." if done == {1} else f" Median and quartiles of {settings['rounds']} rounds."
 
 
 def _say_what_is_missing(result: dict, settings: dict) -> str:
@@ -81,13 +83,13 @@ def _make_training(result: dict) -> list[str]:
         lines.append(_row(name, _spread(values["seconds"], 1, 1000), _spread(values["speedup"], 2), waiting))
     curves = result["curves"]
     if curves and curves["windows"]:
-        last = curves["windows"][-1]
-        lines += [
-            "",
-            f"Loss curves {'agree' if curves['agree'] else 'do not agree'}: in the window from step "
-            f"{last['from_step']}, {last['stock_db']:.2f} dB (stock) and {last['ours_db']:.2f} dB (ours), standard "
-            f"error of the difference {last['error_db']:.2f} dB.",
+        shown = curves["windows"][-1:] if curves["agree"] else curves["windows"][1:]
+        parts = [
+            f"in the window from step {one['from_step']}, {one['stock_db']:.2f} dB (stock) and {one['ours_db']:.2f} dB "
+            f"(ours), standard error of the difference {one['error_db']:.2f} dB"
+            for one in shown
         ]
+        lines += ["", f"Loss curves {'agree' if curves['agree'] else 'do not agree'}: {'; '.join(parts)}."]
     if result["profiles"]:
         lines += ["", *_make_profile(result["profiles"])]
     return lines

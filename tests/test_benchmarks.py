@@ -281,11 +281,23 @@ def test_merged_branches_compute_the_same():
         torch.testing.assert_close(MergedBlock(block)(z), block(z), rtol=0, atol=1e-6)
 
 
-def test_stock_is_measured_without_dense_branches():
-    from benchmark_training import run_separable
+def test_stock_is_measured_without_dense_branches(monkeypatch):
+    import benchmark_training
 
-    block, u = LightweightBlock(num_in_ch=4, num_feat=8), torch.randn(1, 4, 5, 5)
-    assert torch.equal(run_separable(block, u), block.separable1(u) + block.separable2(u))
+    monkeypatch.setattr(LightweightBlock, "run_dense", LightweightBlock.run_dense)  # put back after this test
+    monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    monkeypatch.setattr(logging, "disable", lambda level: None)
+    for name in ("_build_stock", "_build_ours"):
+        monkeypatch.setattr(benchmark_training.Training, name, lambda *given: (None, None, []))
+    settings = {"threads": 1, "device": "cpu", "workers": 0}
+    dense, u = LightweightBlock.run_dense, torch.zeros(1, 4, 5, 5)
+    benchmark_training.Training(settings, {"dense_branches": True})
+    assert LightweightBlock.run_dense is dense
+    benchmark_training.Training(settings, None)
+    block = LightweightBlock(num_in_ch=4, num_feat=8)
+    assert torch.equal(block.run_dense(u), block.separable1(u) + block.separable2(u))
+    assert LightweightBlock.run_dense is benchmark_training.run_separable
 
 
 @pytest.mark.slow

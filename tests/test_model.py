@@ -382,7 +382,7 @@ def test_a_gpu_compiles_the_network_and_a_cpu_says_that_it_does_not(monkeypatch)
     model = make_model(compile=True)
     assert not calls and len(warnings) == 1 and warnings[0].startswith("compile: on a CPU")
     monkeypatch.setattr("hranet_arch.model.find_compile_fault", lambda device: None)  # as on a GPU
-    monkeypatch.setattr("hranet_arch.model.StepGraph", lambda step, optimizer, warn: "graph")
+    monkeypatch.setattr("hranet_arch.model.StepGraph", lambda step, optimizer: "graph")
     adam = {"type": "Adam", "lr": 1.0}
     assert make_model(compile=True, optim_g=adam).graph == "graph"
     assert make_model(compile="max-autotune", optim_g=adam).graph is None
@@ -394,23 +394,19 @@ def test_a_gpu_compiles_the_network_and_a_cpu_says_that_it_does_not(monkeypatch)
 
 
 def test_only_steps_that_are_the_same_each_time_are_recorded():
-    """Not SGD's, which ask whether they are lost, fp16's, whose scale is Python's, nor of a model that reads more."""
-
-    class Further(DenoisingModel):
-        def feed_data(self, data):
-            super().feed_data(data)
-            self.mask = data["mask"]
+    class Other(DenoisingModel):
+        pass
 
     adam = {"type": "Adam", "lr": 1.0}
-    assert make_model(optim_g=adam)._can_record()
-    assert not make_model()._can_record()
-    assert not make_model(Further, optim_g=adam)._can_record()
+    assert make_model(optim_g=adam)._find_recording_fault() is None
+    assert "SGD is asked" in make_model()._find_recording_fault()
+    assert "what Other does" in make_model(Other, optim_g=adam)._find_recording_fault()
     model = make_model(optim_g=adam)
     model.scaler = torch.amp.GradScaler("cpu", enabled=True)
-    assert not model._can_record()
+    assert "fp16" in model._find_recording_fault()
     model = make_model(optim_g=adam)
     model.opt["dist"] = True
-    assert not model._can_record()
+    assert "several processes" in model._find_recording_fault()
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from hranet_arch.compat import make_importable
-from hranet_arch.resize import BicubicEnlargement, cubic, enlarge_bilinear, resize_bicubic
+from hranet_arch.resize import BicubicEnlargement, BilinearEnlargement, cubic, enlarge_bilinear, resize_bicubic
 from tests.conftest import REPOSITORY
 
 make_importable()
@@ -86,12 +86,14 @@ def test_matlabs_pictures_are_made_again(name, scale):
         np.testing.assert_array_equal((made * 255).round(), lq, err_msg=path.name)
 
 
+@pytest.mark.parametrize("scale", [2, 3, 8])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_bilinear_enlargement_is_torchs_and_its_gradient_too(layout):
+def test_bilinear_enlargement_is_torchs_and_its_gradient_too(layout, scale):
     torch.manual_seed(0)
     x = torch.randn(2, 3, 4, 5, dtype=torch.float64).to(memory_format=layout).requires_grad_()
-    ours, theirs = enlarge_bilinear(x, 8), F.interpolate(x, scale_factor=8.0, mode="bilinear", align_corners=False)
-    assert torch.equal(ours, theirs)
+    theirs = F.interpolate(x, scale_factor=float(scale), mode="bilinear", align_corners=False)
+    ours = BilinearEnlargement.apply(x, scale)
+    assert torch.equal(ours, theirs) and torch.equal(enlarge_bilinear(x, scale), theirs)
     wanted = torch.randn_like(ours)
     gradients = [torch.autograd.grad(y, x, wanted)[0] for y in (ours, theirs)]
     torch.testing.assert_close(*gradients, rtol=0, atol=1e-12)
@@ -100,7 +102,7 @@ def test_bilinear_enlargement_is_torchs_and_its_gradient_too(layout):
 def test_bilinear_enlargement_by_hand():
     """Pixel 1 of 4 lies a quarter of the way between two: of its gradient three quarters go to the first."""
     x = torch.tensor([[[[0.0, 4.0]]]], requires_grad=True)
-    y = enlarge_bilinear(x, 2)
+    y = BilinearEnlargement.apply(x, 2)
     assert y.tolist() == [[[[0, 1, 3, 4], [0, 1, 3, 4]]]]
     y[0, 0, 0, 1].backward()
     assert x.grad.tolist() == [[[[0.75, 0.25]]]]
@@ -108,5 +110,5 @@ def test_bilinear_enlargement_by_hand():
 
 def test_the_gradient_has_the_type_of_what_was_enlarged():
     x = torch.randn(1, 1, 2, 2, dtype=torch.bfloat16, requires_grad=True)
-    enlarge_bilinear(x, 2).float().sum().backward()
+    BilinearEnlargement.apply(x, 2).float().sum().backward()
     assert x.grad.dtype == torch.bfloat16 and x.grad.tolist() == [[[[4, 4], [4, 4]]]]

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from hranet_arch.errors import TrainingError
 from hranet_arch.step_graph import StepGraph
 
 
@@ -26,6 +27,8 @@ class Recorder:
         self.is_recording = True
         try:
             yield
+        except RuntimeError:
+            raise RuntimeError("the end of a recording that failed fails, too") from None
         finally:
             self.is_recording = False
 
@@ -39,7 +42,7 @@ def recorder(monkeypatch):
     return Recorder(monkeypatch)
 
 
-def make(recorder, warnings):
+def make(recorder):
     """A step whose loss is the batch's value times the rate."""
     optimizer = torch.optim.Adam([torch.nn.Parameter(torch.zeros(()))], lr=1.0)
 
@@ -51,11 +54,11 @@ def make(recorder, warnings):
             recorder.recorded = lambda: torch.mul(batch["lq"], rate, out=loss)
         return {"l_pix": loss}
 
-    return StepGraph(step, optimizer, warnings.append), optimizer
+    return StepGraph(step, optimizer), optimizer
 
 
 def test_from_the_fourth_on_steps_are_replayed_with_their_own_batch_and_rate(recorder):
-    graph, optimizer = make(recorder, [])
+    graph, optimizer = make(recorder)
     losses = []
     for i in range(1, 7):
         optimizer.param_groups[0]["lr"] = 10.0**i
@@ -66,7 +69,7 @@ def test_from_the_fourth_on_steps_are_replayed_with_their_own_batch_and_rate(rec
 
 
 def test_a_batch_of_another_size_is_run_by_itself(recorder):
-    graph, _ = make(recorder, [])
+    graph, _ = make(recorder)
     for _ in range(4):
         graph.run({"lq": torch.ones(2)})
     assert graph.run({"lq": torch.tensor([3.0])})["l_pix"].tolist() == [3.0]
@@ -74,18 +77,28 @@ def test_a_batch_of_another_size_is_run_by_itself(recorder):
     assert recorder.replays == 2
 
 
-def test_what_cannot_be_recorded_is_run_and_said_once(recorder):
-    warnings = []
-    graph, optimizer = make(recorder, warnings)
+def test_only_what_has_been_run_before_is_recorded(recorder):
+    """Kernels for another size would be chosen while recording."""
+    graph, _ = make(recorder)
+    for size in (2, 2, 2, 3, 3, 3):
+        graph.run({"lq": torch.ones(size)})
+    assert graph.graph is None
+    graph.run({"lq": torch.ones(3)})
+    assert graph.graph is not None and recorder.replays == 1
+
+
+def test_what_cannot_be_recorded_ends_the_run_and_says_why(recorder):
+    graph, optimizer = make(recorder)
     inner = graph.step
 
     def step(batch):
         if recorder.is_recording:
-            raise RuntimeError("operation not permitted when stream is capturing")
+            raise RuntimeError("operation not permitted when stream is capturing\nand more")
         return inner(batch)
 
     graph.step = step
-    losses = [graph.run({"lq": torch.tensor([float(i)])})["l_pix"].item() for i in range(6)]
-    assert losses == [0, 1, 2, 3, 4, 5] and recorder.replays == 0
-    assert len(warnings) == 1 and "not permitted" in warnings[0]
+    for _ in range(3):
+        graph.run({"lq": torch.ones(1)})
+    with pytest.raises(TrainingError, match="cannot be: operation not permitted when stream is capturing. Write compi"):
+        graph.run({"lq": torch.ones(1)})
     assert optimizer.param_groups[0]["lr"] == 1.0
