@@ -77,7 +77,7 @@ class MuonAdam(Optimizer):
         return loss
 
     def _step_muon(self, weights: list[Tensor], group: dict) -> None:
-        """Of one shape, stacked: a GPU waits for Python's calls otherwise, of which each weight took ten."""
+        """Of one shape, stacked: a GPU would wait for Python's calls for each weight."""
         for weight in weights:
             if not self.state[weight]:
                 self.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
