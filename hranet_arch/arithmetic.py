@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 
 import torch
+from torch import nn
 
 from hranet_arch.errors import InputError, first_line
 
@@ -70,6 +71,19 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
     """A context in which networks compute in this precision, whatever the one around it says."""
     is_reduced = precision != "fp32"
     return torch.autocast(device.type, DTYPES[precision] if is_reduced else None, enabled=is_reduced)
+
+
+def norm_in_fp32(net: nn.Module, precision: str, device: torch.device) -> None:
+    """Has a network's ``nn.LayerNorm`` compute in fp32 where a CPU trains in 16 bits; autocast does so on a GPU.
+
+    In 16 bits PyTorch's kernel for CPUs adds the pixels' shares of the gradients of weight and bias in 16 bits, too: of
+    sums of many pixels most is lost (``docs/performance.md``).
+    """
+    if precision == "fp32" or device.type != "cpu":
+        return
+    for module in net.modules():
+        if isinstance(module, nn.LayerNorm):
+            module.register_forward_pre_hook(lambda _, inputs: tuple(x.float() for x in inputs))
 
 
 # --- TF32: CUDA's fp32 may be rounded to 10 bits ----------------------------------------------------------------------

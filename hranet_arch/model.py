@@ -74,6 +74,7 @@ class RestorationModel(SRModel):
         self.max_norm = train_opt.get("grad_clip") or float("inf")
         self.max_skipped = train_opt.get("max_skipped", 100)
         self.precision = self._choose_precision(train_opt.get("precision", "fp32"))
+        arithmetic.norm_in_fp32(self.net_g, self.precision, self.device)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         if self.ema_decay > 0:
             self.net_g_ema.to(memory_format=self.memory_format)
