@@ -35,7 +35,7 @@ from basicsr.utils.dist_util import master_only
 from hranet_arch import arithmetic, checkpoints, tiling
 from hranet_arch.errors import TrainingError
 from hranet_arch.step_graph import StepGraph
-from hranet_arch.validation import validate
+from hranet_arch.validation import note_best, validate
 
 MOST_OVERFLOWS = 40  # of fp16's gradients in a row: the scale is 2 ** 16 at first, and seldom over 2 ** 24
 
@@ -49,7 +49,8 @@ class RestorationModel(SRModel):
     a warning, on a CPU and without a C compiler), ``accumulate`` (parts that a batch is cut into; their gradients are
     added), ``grad_clip`` (largest gradient norm), ``max_skipped`` (iterations in a row that may be lost to losses that
     are not finite). In ``val:``: ``tile`` (pictures of more pixels than ``tile * tile`` are run in tiles), ``halo``,
-    ``best_on`` (the validation set whose first metric picks ``net_g_best.pth``; ``~`` for none).
+    ``best_on`` (the validation set whose first metric picks ``net_g_best.pth``, or several sets, for the metric's mean;
+    ``~`` for none).
 
     A step never waits for a GPU: whether it is lost is decided there, and read when the log is printed.
     """
@@ -63,6 +64,7 @@ class RestorationModel(SRModel):
         self.unread: tuple[int, OrderedDict[str, Tensor]] | None = None
         self.listed_for: torch.nn.Module | None = None
         self.pending_random_state: dict | None = None
+        self.ranked: dict[str, dict[str, float]] = {}  # of this iteration, the sets of best_on that have been run
         self.progress: tqdm | None = None
         self.at_terminal = ExitStack()
         super().__init__(opt)
@@ -329,11 +331,26 @@ class RestorationModel(SRModel):
         means = validate(self, dataloader, current_iter, tb_logger, save_img)
         if not means or not self.is_train:
             return
-        metric = next(iter(means))
-        record = self.best_metric_results[dataloader.dataset.opt["name"]][metric]
-        if dataloader.dataset.opt["name"] == self.opt["val"].get("best_on") and record["val"] == means[metric]:
+        if self._is_best(dataloader.dataset.opt["name"], means, current_iter):
             self._save_networks("best")
         self._keep_best()
+
+    def _is_best(self, dataset_name: str, means: dict[str, float], current_iter: int) -> bool:
+        """By the first metric: its mean over the sets that ``best_on`` names, once the last of them has been run."""
+        sets = self.opt["val"].get("best_on") or []
+        if dataset_name not in sets:
+            return False
+        self.ranked[dataset_name] = means
+        if len(self.ranked) < len(sets):
+            return False
+        name, metric = ", ".join(sets), next(iter(means))
+        means = {metric: float(np.mean([self.ranked[one][metric] for one in sets])) for metric in means}
+        self.ranked = {}
+        best = note_best(self, name, means, min(current_iter, int(self.opt["train"]["total_iter"])))[metric]
+        if len(sets) > 1:
+            said = f"Mean of {name}\n\t # {metric}: {means[metric]:.4f}"
+            get_root_logger().info(f"{said}\tBest: {best['val']:.4f} @ {best['iter']} iter")
+        return best["val"] == means[metric]
 
     # --- checkpoints ---
 

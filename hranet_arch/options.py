@@ -315,18 +315,22 @@ def _check_together(options: dict, is_train: bool) -> list[str]:
 
 def _check_validation(options: dict) -> list[str]:
     sets = [dataset["name"] for phase, dataset in options["datasets"].items() if phase != "train"]
-    best_on = options["val"].get("best_on")
+    best_on = options["val"].get("best_on") or []
     is_upstreams = options["model_type"] in ("SRModel", "SwinIRModel")
     if best_on == "first":
-        options["val"]["best_on"] = best_on = sets[0] if sets else None
-    elif best_on is not None and is_upstreams:
+        best_on = sets[:1]
+    elif best_on and is_upstreams:
         logger.warning("val.best_on: %s keeps no best checkpoint; RestorationModel does.", options["model_type"])
     for key in ("tile", "halo"):
         if is_upstreams and options["val"].get(key, default := schema.Val.model_fields[key].default) != default:
             logger.warning("val.%s: %s runs whole pictures; RestorationModel has tiles.", key, options["model_type"])
-    if best_on in (None, *sets):
-        return []
-    return [f"val.best_on: no validation set is named '{best_on}'.{suggest(best_on, sets)}"]
+    options["val"]["best_on"] = best_on = [best_on] if isinstance(best_on, str) else best_on
+    unknown = [name for name in best_on if name not in sets]
+    twice = {name for name in best_on if best_on.count(name) > 1}
+    return [
+        *(f"val.best_on: no validation set is named '{name}'.{suggest(name, sets)}" for name in unknown),
+        *(f"val.best_on: names '{name}' twice." for name in twice),
+    ]
 
 
 def _check_training(options: dict) -> list[str]:

@@ -182,7 +182,7 @@ class Val(Section):
     pbar: bool = True
     metrics: dict[str, Metric] | None = None
     tb_images: Count = 4
-    best_on: str | None = "first"
+    best_on: str | list[str] | None = "first"
     tile: Count = 1024
     halo: Count = 32
 

@@ -174,11 +174,7 @@ def _side_by_side(images: dict[str, Tensor]) -> Tensor:
 
 def _report(model, dataset_name, current_iter, means: dict, rows: list[dict], tb_logger, examples: list) -> None:
     model.metric_results = means
-    model._initialize_best_metric_results(dataset_name)
-    _add_new_metrics(model, dataset_name)
-    for metric, value in means.items():
-        model._update_best_metric_result(dataset_name, metric, value, current_iter)
-    best = model.best_metric_results[dataset_name]
+    best = note_best(model, dataset_name, means, current_iter)
     inputs = {metric: _mean(rows, metric, dataset_name, of="input") for metric in means if "input" in rows[0]}
     lines = [f"Validation {dataset_name} ({len(rows)} images)"]
     for metric, value in means.items():
@@ -200,9 +196,18 @@ def _report(model, dataset_name, current_iter, means: dict, rows: list[dict], tb
         _write_record(model, dataset_name, means, inputs, rows)
 
 
-def _add_new_metrics(model, dataset_name: str) -> None:
+def note_best(model, name: str, means: dict[str, float], current_iter: int | str) -> dict[str, dict]:
+    """Keeps of each metric the best value of the set or sets ``name``, and its iteration; returns them."""
+    model._initialize_best_metric_results(name)
+    _add_new_metrics(model, name)
+    for metric, value in means.items():
+        model._update_best_metric_result(name, metric, value, current_iter)
+    return model.best_metric_results[name]
+
+
+def _add_new_metrics(model, name: str) -> None:
     """A resumed run's best results lack what its option file names since; those turned round count no more."""
-    records = model.best_metric_results[dataset_name]
+    records = model.best_metric_results[name]
     for metric, options in model.opt["val"]["metrics"].items():
         better = options.get("better", "higher")
         if metric not in records or records[metric]["better"] != better:

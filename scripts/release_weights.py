@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from safetensors import safe_open
@@ -165,7 +166,8 @@ def find_results(record: Record, sha256: str) -> dict[str, dict[str, dict]]:
 
 def describe(run: Path, recipe: Path, opt: dict, network: HRANet) -> dict:
     train, best_on = opt["datasets"]["train"], opt["val"]["best_on"]
-    val = next(one for one in opt["datasets"].values() if one is not train and one["name"] == best_on)
+    names = [best_on] if isinstance(best_on, str) else best_on
+    vals = [one for one in opt["datasets"].values() if one is not train and one["name"] in names]
     task, level = read_degradation(train)
     # From the recipe: the options of a run that was resumed name a checkpoint of its own.
     start = (option_files.read_options(recipe).get("path") or {}).get("pretrain_network_g")
@@ -176,7 +178,7 @@ def describe(run: Path, recipe: Path, opt: dict, network: HRANet) -> dict:
             f"{run}: its best weights were picked by {options['type']}; a card says by which PSNR. Train with "
             "calculate_psnr as the first of val.metrics."
         )
-    best = state["best"][best_on][metric]
+    best = state["best"][", ".join(names)][metric]  # by the mean, where there are several
     return {
         "name": opt["name"],
         "network": opt["network_g"],
@@ -197,15 +199,21 @@ def describe(run: Path, recipe: Path, opt: dict, network: HRANet) -> dict:
             **(describe_start(start) if start else {}),
         },
         "validation": {
-            "set": val["name"],
-            "data_sha256": hash_data(val),
-            LEVELS[task]: read_degradation(val)[1] if task else val["degradations"],
+            "set": ", ".join(names),
+            "data_sha256": _join(hash_data(val) for val in vals),
+            LEVELS[task]: _join(read_degradation(val)[1] if task else val["degradations"] for val in vals),
             "psnr": round(best["val"], 4),
             "iteration": best["iter"],
         },
         "licence": "Trained on pictures of the Berkeley segmentation data sets, which are for non-commercial research "
         "and education.",
     }
+
+
+def _join(values: Iterable) -> object:
+    """What all share; else the list of them."""
+    first, *rest = values
+    return [first, *rest] if any(one != first for one in rest) else first
 
 
 def describe_start(start: str) -> dict:
@@ -251,8 +259,9 @@ def require_better(card: dict, path: Path) -> None:
         return
     with safe_open(path, "pt") as file:
         old = json.loads(file.metadata()["card"])
-    if old["validation"]["data_sha256"] != card["validation"]["data_sha256"]:
-        raise InputError(f"{path}: validated on another set; the two cannot be compared. Move it away first.")
+    if any(old["validation"].get(key) != card["validation"].get(key) for key in ("data_sha256", *LEVELS.values())):
+        fault = "validated on another set, or at other levels"
+        raise InputError(f"{path}: {fault}; the two cannot be compared. Move it away first.")
     if old["validation"]["psnr"] >= card["validation"]["psnr"]:
         better, worse = old["validation"]["psnr"], card["validation"]["psnr"]
         raise InputError(f"{path}: validates at {better} dB, the new weights at {worse}: they stay as they are.")
@@ -313,11 +322,14 @@ def format_protocol(card: dict) -> str:
 
 
 def _name_level(card: dict) -> str:
-    """The validation's level, where the network is for several."""
+    """The validation's level or levels, where the network is for several."""
     key = next((key for key in LEVELS.values() if key in card), None)
     level = card["validation"].get(key)
-    is_one = isinstance(level, (int, float)) and level != card[key]
-    return f" at {key} {level:g}," if is_one else ""
+    if key in (None, "degradations") or level == card[key]:
+        return ""
+    levels = level if isinstance(level, list) else [level]
+    mean = ", the mean" if len(levels) > 1 else ""
+    return f"{mean} at {key} {', '.join(f'{one:g}' for one in levels)},"
 
 
 def format_card(card: dict) -> str:

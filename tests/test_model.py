@@ -7,6 +7,7 @@ import math
 import random
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -604,6 +605,28 @@ def test_the_last_state_knows_the_best_of_the_validation_that_ends_a_training(re
     best = torch.load("experiments/tiny/models/net_g_best.pth", weights_only=True)
     state = torch.load("experiments/tiny/training_states/8.state", weights_only=True)
     assert best["iter"] == 8 == state["best"]["val"]["psnr"]["iter"]
+
+
+def test_several_sets_pick_the_best_network_by_their_mean(monkeypatch):
+    """Means 30, 29.5 and 30.25: at iteration 2 the first set alone would have picked another."""
+    psnr = {"weak": {1: 30, 2: 31, 3: 30}, "other": {1: 40, 2: 41, 3: 42}, "strong": {1: 30, 2: 28, 3: 30.5}}
+    model, saved = make_model(), []
+    model.opt["val"] = {"metrics": {"psnr": {"type": "calculate_psnr"}}, "best_on": ["weak", "strong"]}
+
+    def validate(model, loader, current_iter, *_):
+        means = {"psnr": psnr[loader.dataset.opt["name"]][current_iter]}
+        validation.note_best(model, loader.dataset.opt["name"], means, current_iter)
+        return means
+
+    monkeypatch.setattr("hranet_arch.model.validate", validate)
+    monkeypatch.setattr(model, "_save_networks", lambda label: saved.append((label, name, iteration)))
+    for iteration in (1, 2, 3):
+        for name in psnr:
+            loader = SimpleNamespace(dataset=SimpleNamespace(opt={"name": name}))
+            model.nondist_validation(loader, iteration, None, False)
+    assert saved == [("best", "strong", 1), ("best", "strong", 3)]
+    assert model.best_metric_results["weak, strong"]["psnr"] == {"better": "higher", "val": 30.25, "iter": 3}
+    assert model.best_metric_results["weak"]["psnr"]["iter"] == 2
 
 
 def test_no_checkpoint_is_picked_where_none_is_asked_for(recipe, run, tmp_path):

@@ -296,7 +296,7 @@ def test_datasets_that_only_basicsr_knows_keep_their_keys(recipe):
 def test_defaults_are_filled_in(recipe):
     checked = check(recipe)
     assert checked["train"]["precision"] == "fp32" and checked["train"]["max_skipped"] == 100
-    assert checked["val"]["best_on"] == "val" and checked["val"]["metrics"]["psnr"]["better"] == "higher"
+    assert checked["val"]["best_on"] == ["val"] and checked["val"]["metrics"]["psnr"]["better"] == "higher"
     assert checked["datasets"]["val"]["io_backend"] == {"type": "disk"}
     assert check({**recipe, "val": None, "path": None, "logger": None})["logger"]["print_freq"] == 100
 
@@ -596,6 +596,8 @@ def test_a_released_network_is_a_start_by_its_name(recipe):
         ),
         (["train:scheduler:restarts=[0, 4]"], "restart_weights: [1] must have a weight for each of restarts [0, 4]"),
         (["val:best_on=vall"], "val.best_on: no validation set is named 'vall'. Did you mean 'val'?"),
+        (["val:best_on=[val, vall]"], "val.best_on: no validation set is named 'vall'. Did you mean 'val'?"),
+        (["val:best_on=[val, val]"], "val.best_on: names 'val' twice."),
         (
             ["datasets:val_2={name: val, type: SingleImageDataset, dataroot_lq: val}"],
             "datasets: two sets are named 'val'",

@@ -25,7 +25,7 @@ from tests.test_record import RECORD
 
 def train(recipe, run):
     """A finished run of a few steps, and the record of a comparison of its best weights."""
-    options = {**recipe, "val": {**recipe["val"], "best_on": "val"}}
+    options = {**recipe, "val": {"best_on": "val", **recipe["val"]}}
     assert run("train", options) == 0
     Path("options").mkdir()
     save_file({"first": torch.ones(2)}, "experiments/narrow.safetensors")
@@ -100,6 +100,27 @@ def test_a_card_of_a_blind_network_says_at_which_level_it_was_picked():
     assert "30.09 dB at sigma 25, at iteration 2,000." in texts["hranet_gray_blind"]
     assert "27.61 dB at quality 10, at iteration 2,000." in texts["hranet_s_color_jpeg"]
     assert "30.26 dB at iteration 3,000." in texts["hranet_gray_s25"]
+
+
+def test_a_card_of_a_network_that_several_levels_picked_says_which(recipe, run):
+    for path in [*Path("train").iterdir(), *Path("val").iterdir()]:
+        cv2.imwrite(str(path), cv2.imread(str(path), cv2.IMREAD_GRAYSCALE))
+    recipe["datasets"]["train"]["sigma"] = [0, 55]
+    recipe["datasets"]["val_2"] = {**recipe["datasets"]["val"], "name": "strong", "sigma": 50}
+    recipe["val"]["best_on"] = ["val", "strong"]
+    folder, _ = train(recipe, run)
+    release(folder, None)
+    best = checkpoints.load_checkpoint(folder / "training_states/8.state")["best"]
+    psnr, iteration = best["val, strong"]["psnr"]["val"], best["val, strong"]["psnr"]["iter"]
+    text = Path("weights/tiny.md").read_text()
+    assert (
+        f"by val, strong (not a test set): {psnr:.2f} dB, the mean at sigma 25, 50, at iteration {iteration}." in text
+    )
+    options = yaml.safe_load(next(folder.glob("*.yml")).read_text("utf-8"))
+    options["val"]["best_on"] = "strong"
+    (folder / "newer.yml").write_text(yaml.safe_dump(options, sort_keys=False), encoding="utf-8")
+    with pytest.raises(InputError, match="validated on another set, or at other levels"):
+        release(folder, None)
 
 
 def test_weights_of_an_iteration_that_no_state_knows_are_refused(trained):
@@ -241,7 +262,7 @@ def test_weights_are_compared_with_those_there_where_both_validated_on_the_same_
                         (("a", 30.0), ("a", 30.1), ("b", 30.1)))  # fmt: skip
     save_file({"weight": torch.ones(1)}, path, {"card": json.dumps(old)})
     release_weights.require_better(same, path)
-    with pytest.raises(InputError, match="validated on another set; the two cannot be compared"):
+    with pytest.raises(InputError, match="validated on another set, or at other levels; the two cannot be compared"):
         release_weights.require_better(other, path)
 
 
