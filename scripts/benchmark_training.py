@@ -13,25 +13,27 @@ workers have read ahead while others ran. On a GPU ``compile`` (CUDA graphs) and
 *Waiting for data* is the time in the loader's ``next``; on a GPU, which works while Python goes on, it is what a step
 takes longer than one that is given a batch again.
 
-Loss curves of *stock* and *ours* are compared over ``--curve-steps`` steps: the two draw different patches and noise,
-so the mean losses of windows of 50 steps are; the curves agree if after the first window no two means are further
-apart than the larger of 0.3 dB and three standard errors. The record is written after each round.
-``scripts/make_tables.py`` makes the tables.
+Loss curves of *stock* and *ours* are compared over ``--curve-steps`` steps, by ``--curve-runs`` runs of each from as
+many first weights. The two draw different patches and noise, and how soon a run learns differs by tenths of a dB from
+one to the next: so mean losses of windows of 50 steps are compared, run by run. The curves agree if after the first
+window the mean difference is never larger than the larger of 0.3 dB and two standard errors.
+
+The record is written after each round. ``scripts/make_tables.py`` makes the tables.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
-import math
+import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
-from interleave import choose, compare, compile_all, running, summarize, take_turns, write_record
+from interleave import Contestant, choose, compare, compile_all, running, summarize, take_turns, write_record
 from torch import Tensor
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
@@ -52,13 +54,21 @@ class Training:
         torch.set_num_threads(settings["threads"])
         torch.backends.cudnn.benchmark = True  # as train_pipeline does
         logging.disable(logging.WARNING)
-        self.device, self.iteration, self.epoch, self.losses = settings["device"], 0, 0, []
+        self.settings, self.options, self.device = settings, options, settings["device"]
         self.read_ahead = 2 * settings["workers"]  # batches that a DataLoader prepares while nobody asks for them
         if not (options or {}).get("dense_branches"):
             LightweightBlock.run_dense = run_separable  # in this process
-        build = self._build_stock if options is None else self._build_ours
-        torch.manual_seed(0)
-        self.model, self.sampler, loader = build(settings, options)
+        self.begin(0)
+
+    def begin(self, seed: int) -> None:
+        """A training from its beginning, with first weights, patches and noise of this seed."""
+        self.model = self.sampler = self.prefetcher = None  # whose memory the next ones need
+        self.iteration, self.epoch, self.losses = 0, 1000 * seed, []  # by the epoch the sampler orders the pictures
+        settings = {**self.settings, "seed": seed}
+        torch.manual_seed(seed)
+        build = self._build_stock if self.options is None else self._build_ours
+        self.model, self.sampler, loader = build(settings, self.options)
+        self.sampler.set_epoch(self.epoch)
         from basicsr.data.prefetch_dataloader import CPUPrefetcher
 
         self.prefetcher = CPUPrefetcher(loader)
@@ -72,13 +82,14 @@ class Training:
         from basicsr.models.sr_model import SRModel
         from basicsr.utils.registry import ARCH_REGISTRY
 
-        ARCH_REGISTRY.register(HRANet)
+        if "HRANet" not in ARCH_REGISTRY:
+            ARCH_REGISTRY.register(HRANet)
         opt = _base_options(settings)
         dataset = _make_stock_dataset(settings["lmdb"])
         sampler = EnlargedSampler(dataset, 1, 0, _enlarge(len(dataset)))
         loader_opt = {"phase": "train", "batch_size_per_gpu": settings["batch"]}
         loader_opt["num_worker_per_gpu"] = settings["workers"]
-        loader = build_dataloader(dataset, loader_opt, num_gpu=opt["num_gpu"], sampler=sampler, seed=0)
+        loader = build_dataloader(dataset, loader_opt, num_gpu=opt["num_gpu"], sampler=sampler, seed=settings["seed"])
         return SRModel(opt), sampler, loader
 
     def _build_ours(self, settings: dict, options: dict) -> tuple:
@@ -200,8 +211,8 @@ def _base_options(settings: dict) -> dict:
     network = {"type": "HRANet", "num_feat": settings["num_feat"]}
     return {
         "name": "benchmark", "num_gpu": int(settings["device"] == "cuda"), "is_train": True, "dist": False, "rank": 0,
-        "world_size": 1, "manual_seed": 0, "scale": 1, "network_g": network, "path": {}, "train": train, "val": {},
-        "logger": {"print_freq": 100},
+        "world_size": 1, "manual_seed": settings["seed"], "scale": 1, "network_g": network, "path": {}, "train": train,
+        "val": {}, "logger": {"print_freq": 100},
     }  # fmt: skip
 
 
@@ -253,16 +264,36 @@ def list_contestants(device: str) -> dict[str, dict | None]:
     return contestants
 
 
-def compare_curves(stock: list[float], ours: list[float]) -> dict:
-    """Mean losses in windows of steps, in dB, and whether they agree; see the top of this file."""
+def compare_curves(stock: list[list[float]], ours: list[list[float]]) -> dict:
+    """Mean losses of windows of steps, in dB, by runs of each, and whether they agree; see the top of this file."""
     windows, agree = [], True
-    for start in range(0, min(len(stock), len(ours)) - WINDOW + 1, WINDOW):
-        parts = [np.array(losses[start : start + WINDOW]) for losses in (stock, ours)]
-        first, second = (-10 * math.log10(part.mean()) for part in parts)
-        errors = [10 / math.log(10) * part.std(ddof=1) / part.mean() / WINDOW**0.5 for part in parts]
-        windows.append({"from_step": start + 1, "stock_db": first, "ours_db": second, "error_db": math.hypot(*errors)})
-        agree &= start == 0 or abs(first - second) <= max(0.3, 3 * math.hypot(*errors))
-    return {"windows": windows, "agree": bool(agree)}
+    for start in range(0, len(stock[0]) - WINDOW + 1, WINDOW):
+        losses = np.array([stock, ours])[:, :, start : start + WINDOW].mean(axis=2)
+        first, second = decibels = -10 * np.log10(losses)
+        difference, error = (second - first).mean(), (second - first).std(ddof=1) / len(first) ** 0.5
+        means = dict(zip(("stock_db", "ours_db"), decibels.mean(axis=1).tolist()))
+        windows.append({"from_step": start + 1, **means, "error_db": float(error)})
+        agree &= start == 0 or abs(difference) <= max(0.3, 2 * error)
+    return {"runs": len(stock), "windows": windows, "agree": bool(agree)}
+
+
+def draw_curves(contestants: Mapping[str, Contestant], runs: int, steps: int) -> dict[str, list[list[float]]]:
+    """The losses of each run of each contestant; in each run all begin with the same weights."""
+    curves: dict[str, list[list[float]]] = {name: [] for name in contestants}
+    for seed in range(runs):
+        for contestant in contestants.values():
+            contestant.call("begin", seed)
+        require_same_weights(contestants)
+        for name, contestant in contestants.items():
+            contestant.call("run", steps)
+            curves[name].append(contestant.call("read_losses"))
+        print(f"curves: run {seed + 1} of {runs} is done", file=sys.stderr, flush=True)
+    return curves
+
+
+def require_same_weights(contestants: Mapping[str, Contestant]) -> None:
+    if len({contestant.call("describe_weights") for contestant in contestants.values()}) != 1:
+        raise SystemExit("The contestants do not start from the same weights.")
 
 
 def measure(settings: dict, arguments: argparse.Namespace) -> Iterator[dict]:
@@ -275,9 +306,7 @@ def measure(settings: dict, arguments: argparse.Namespace) -> Iterator[dict]:
             raise SystemExit(f"compile: {fault}.")
         compile_all(Training, settings, wanted, "run", 1)
     with running(Training, settings, wanted) as contestants:
-        weights = {contestant.call("describe_weights") for contestant in contestants.values()}
-        if len(weights) != 1:
-            raise SystemExit("The contestants do not start from the same weights.")
+        require_same_weights(contestants)
         list(take_turns(contestants, 1, "run", 3))  # kernels are chosen, by their times: each alone
         result: dict = {"profiles": {}, "curves": None}
         for answers in take_turns(contestants, arguments.rounds, "run_turn", arguments.steps):
@@ -290,13 +319,12 @@ def measure(settings: dict, arguments: argparse.Namespace) -> Iterator[dict]:
         compared = [name for name in ("stock", "ours") if name in contestants]
         for name in set(contestants) - set(compared):
             contestants.pop(name).close()
-        for name in compared:
-            done = len(contestants[name].call("read_losses"))
-            contestants[name].call("run", max(arguments.curve_steps - done, 1))
-        curves = {name: contestants[name].call("read_losses")[: arguments.curve_steps] for name in compared}
         result["profiles"] = {name: contestants[name].call("profile", 3) for name in compared}
-        result["curves"] = compare_curves(*curves.values()) if len(curves) == 2 else None
         yield result
+        if len(compared) == 2 and arguments.curve_steps:
+            curves = draw_curves(contestants, arguments.curve_runs, arguments.curve_steps)
+            result["curves"] = compare_curves(*curves.values())
+            yield result
 
 
 def main() -> None:
@@ -312,13 +340,16 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=None, help="of the DataLoader; default: 2, on a GPU BasicSR's 6")
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--steps", type=int, default=None, help="timed steps of a turn; default: 10, on a GPU 200")
-    parser.add_argument("--curve-steps", type=int, default=300)
+    parser.add_argument("--curve-steps", type=int, default=150, help="of a loss curve; 0 for none")
+    parser.add_argument("--curve-runs", type=int, default=3, help="loss curves of stock, and of ours; at least 2")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="these contestants besides stock")
     parser.add_argument("--quick", action="store_true", help="a narrow network, few steps: does it run?")
     arguments = parser.parse_args()
+    if arguments.curve_runs < 2:
+        parser.error(f"--curve-runs {arguments.curve_runs}: at least 2, to know how far runs differ.")
     if arguments.quick:
         arguments.num_feat, arguments.batch, arguments.rounds, arguments.steps = [4], 2, 2, 2
-        arguments.curve_steps, arguments.only = 2 * WINDOW, arguments.only or ["ours"]
+        arguments.curve_steps, arguments.curve_runs, arguments.only = 2 * WINDOW, 2, arguments.only or ["ours"]
     arguments.steps = arguments.steps or (200 if arguments.device == "cuda" else 10)
     arguments.workers = arguments.workers or (6 if arguments.device == "cuda" else 2)
     shown = {**vars(arguments), "input": arguments.input.name, "output": arguments.output.name}

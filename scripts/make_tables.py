@@ -89,7 +89,8 @@ def _make_training(result: dict) -> list[str]:
             f"(ours), standard error of the difference {one['error_db']:.2f} dB"
             for one in shown
         ]
-        lines += ["", f"Loss curves {'agree' if curves['agree'] else 'do not agree'}: {'; '.join(parts)}."]
+        runs = f" (means of {curves['runs']} runs)" if "runs" in curves else ""  # before 2026-11-27 one of each
+        lines += ["", f"Loss curves {'agree' if curves['agree'] else 'do not agree'}: {'; '.join(parts)}{runs}."]
     if result["profiles"]:
         lines += ["", *_make_profile(result["profiles"])]
     return lines

@@ -112,20 +112,25 @@ def test_curves_agree_where_windows_do():
     """10 dB is a factor of ten in the loss. The first window is of the start and never counts."""
     from benchmark_training import compare_curves
 
-    flat = [0.01] * 100
-    same = compare_curves(flat, [0.1] * 50 + flat[50:])
-    assert same["agree"] and same["windows"][1] == {"from_step": 51, "stock_db": 20, "ours_db": 20, "error_db": 0}
-    assert not compare_curves(flat, [0.01 * 10**0.031] * 100)["agree"]  # 0.31 dB off, without any spread
-    assert compare_curves(flat, [0.01 * 10**0.029] * 100)["agree"]
+    flat, near, off = ([0.01 * 10**decades] * 100 for decades in (0, 0.029, 0.031))
+    same = compare_curves([flat] * 2, [[0.1] * 50 + flat[50:]] * 2)
+    assert same["agree"] and same["runs"] == 2
+    assert same["windows"][1] == pytest.approx({"from_step": 51, "stock_db": 20, "ours_db": 20, "error_db": 0})
+    assert compare_curves([flat] * 2, [near] * 2)["agree"]
+    assert not compare_curves([flat] * 2, [off] * 2)["agree"]  # 0.31 dB, twice
 
 
-def test_curves_that_spread_agree_within_three_standard_errors():
-    """Windows of 50 losses, half 0.005 and half 0.015: each mean is known to 0.31 dB, their ratio to 0.44 dB."""
+def test_curves_of_runs_that_differ_agree_within_two_standard_errors():
+    """0.2 and 1 dB are 0.6 with an error of 0.4; 0.5 and 0.7 dB the same with one of 0.1."""
     from benchmark_training import compare_curves
 
-    spread = [0.005, 0.015] * 50
-    assert compare_curves(spread, [value * 10**0.1 for value in spread])["agree"]  # 1 dB
-    assert not compare_curves(spread, [value * 10**0.15 for value in spread])["agree"]
+    runs = {difference: [0.01 * 10 ** (difference / 10)] * 100 for difference in (0, 0.2, 0.5, 0.7, 1)}
+    wide = compare_curves([runs[0]] * 2, [runs[0.2], runs[1]])
+    assert wide["agree"] and wide["windows"][1]["error_db"] == pytest.approx(0.4)
+    assert wide["windows"][1]["ours_db"] == pytest.approx(19.4)
+    assert not compare_curves([runs[0]] * 2, [runs[0.5], runs[0.7]])["agree"]
+    shifted = compare_curves([runs[0], runs[1]], [runs[0.2], runs[1]])  # run by run, each beside its own
+    assert shifted["agree"] and shifted["windows"][1]["error_db"] == pytest.approx(0.1)
 
 
 def test_waiting_is_a_share_and_what_was_read_ahead_is_not_timed():
@@ -233,6 +238,7 @@ def test_every_option_reaches_what_trains(kind, tmp_path, monkeypatch, any_preci
     settings = {"device": "cpu", "threads": 1, "workers": 0, "batch": 2, "num_feat": 4, "lmdb": lmdb}
     options = getattr(benchmark_training, kind)
     training = benchmark_training.Training(settings, options)
+    first = training.describe_weights()
     assert {
         "degrade_on": "device" if isinstance(training.prefetcher.ori_loader, DeviceLoader) else "loader",
         "channels_last": training.model.memory_format is torch.channels_last,
@@ -246,6 +252,16 @@ def test_every_option_reaches_what_trains(kind, tmp_path, monkeypatch, any_preci
     assert training.describe_weights() == before and len(training.losses) == 2
     next(training.model.net_g.parameters()).data.view(-1)[0] += 1
     assert training.describe_weights() != before
+    training.begin(0)
+    again = [training.describe_weights(), training._next_batch()["gt"]]
+    assert again[0] == first and training.losses == []
+    training.begin(1)
+    assert training.describe_weights() != first and not torch.equal(training._next_batch()["gt"], again[1])
+
+
+class EpochSampler:
+    def set_epoch(self, epoch):
+        self.epoch = epoch
 
 
 class Stranger:
@@ -289,7 +305,7 @@ def test_stock_is_measured_without_dense_branches(monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
     monkeypatch.setattr(logging, "disable", lambda level: None)
     for name in ("_build_stock", "_build_ours"):
-        monkeypatch.setattr(benchmark_training.Training, name, lambda *given: (None, None, []))
+        monkeypatch.setattr(benchmark_training.Training, name, lambda *given: (None, EpochSampler(), []))
     settings = {"threads": 1, "device": "cpu", "workers": 0}
     dense, u = LightweightBlock.run_dense, torch.zeros(1, 4, 5, 5)
     benchmark_training.Training(settings, {"dense_branches": True})
