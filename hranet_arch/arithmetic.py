@@ -83,7 +83,11 @@ def norm_in_fp32(net: nn.Module, precision: str, device: torch.device) -> None:
         return
     for module in net.modules():
         if isinstance(module, nn.LayerNorm):
-            module.register_forward_pre_hook(lambda _, inputs: tuple(x.float() for x in inputs))
+            module.register_forward_pre_hook(_to_fp32)
+
+
+def _to_fp32(module: nn.Module, inputs: tuple) -> tuple:
+    return (inputs[0].float(), *inputs[1:])
 
 
 # --- TF32: CUDA's fp32 may be rounded to 10 bits ----------------------------------------------------------------------

@@ -64,7 +64,7 @@ class RestorationModel(SRModel):
         self.unread: tuple[int, OrderedDict[str, Tensor]] | None = None
         self.listed_for: torch.nn.Module | None = None
         self.pending_random_state: dict | None = None
-        self.ranked: dict[str, dict[str, float]] = {}  # of this iteration, the sets of best_on that have been run
+        self.ranked: dict[str, float] = {}  # of this iteration, the sets of best_on that have been run
         self.progress: tqdm | None = None
         self.at_terminal = ExitStack()
         super().__init__(opt)
@@ -340,17 +340,18 @@ class RestorationModel(SRModel):
         sets = self.opt["val"].get("best_on") or []
         if dataset_name not in sets:
             return False
-        self.ranked[dataset_name] = means
+        metric = next(iter(means))
+        self.ranked[dataset_name] = means[metric]
         if len(self.ranked) < len(sets):
             return False
-        name, metric = ", ".join(sets), next(iter(means))
-        means = {metric: float(np.mean([self.ranked[one][metric] for one in sets])) for metric in means}
-        self.ranked = {}
-        best = note_best(self, name, means, min(current_iter, int(self.opt["train"]["total_iter"])))[metric]
+        value, self.ranked = float(np.mean(list(self.ranked.values()))), {}
+        name = ", ".join(sets)
         if len(sets) > 1:
-            said = f"Mean of {name}\n\t # {metric}: {means[metric]:.4f}"
+            iteration = min(current_iter, int(self.opt["train"]["total_iter"]))
+            best = note_best(self, name, {metric: value}, iteration)[metric]
+            said = f"Mean of {name}\n\t # {metric}: {value:.4f}"
             get_root_logger().info(f"{said}\tBest: {best['val']:.4f} @ {best['iter']} iter")
-        return best["val"] == means[metric]
+        return self.best_metric_results[name][metric]["val"] == value
 
     # --- checkpoints ---
 

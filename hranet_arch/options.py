@@ -324,7 +324,7 @@ def _check_validation(options: dict) -> list[str]:
     for key in ("tile", "halo"):
         if is_upstreams and options["val"].get(key, default := schema.Val.model_fields[key].default) != default:
             logger.warning("val.%s: %s runs whole pictures; RestorationModel has tiles.", key, options["model_type"])
-    options["val"]["best_on"] = best_on = [best_on] if isinstance(best_on, str) else best_on
+    options["val"]["best_on"] = best_on = [best_on] if isinstance(best_on, str) else sorted(best_on)
     unknown = [name for name in best_on if name not in sets]
     twice = {name for name in best_on if best_on.count(name) > 1}
     return [

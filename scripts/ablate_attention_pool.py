@@ -60,6 +60,7 @@ def train(pictures: list[np.ndarray], attention_pool: str | int, seed: int, args
     torch.manual_seed(seed)
     rng = random.Random(seed)
     network = HRANet(num_feat=args.num_feat, attention_pool=attention_pool)
+    arithmetic.norm_in_fp32(network, args.precision, torch.device("cpu"))
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, args.steps)
     for _ in range(args.steps):

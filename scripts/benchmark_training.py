@@ -16,7 +16,8 @@ takes longer than one that is given a batch again.
 Loss curves of *stock* and *ours* are compared over ``--curve-steps`` steps, by ``--curve-runs`` runs of each from as
 many first weights. The two draw different patches and noise, and how soon a run learns differs by tenths of a dB from
 one to the next: so mean losses of windows of 50 steps are compared, run by run. The curves agree if after the first
-window the mean difference is never larger than the larger of 0.3 dB and two standard errors.
+window the mean difference is never larger than the larger of 0.3 dB and two standard errors over the runs: as far as
+they tell, which their error says.
 
 The record is written after each round. ``scripts/make_tables.py`` makes the tables.
 """
@@ -24,6 +25,7 @@ The record is written after each round. ``scripts/make_tables.py`` makes the tab
 from __future__ import annotations
 
 import argparse
+import gc
 import logging
 import sys
 import tempfile
@@ -62,7 +64,10 @@ class Training:
 
     def begin(self, seed: int) -> None:
         """A training from its beginning, with first weights, patches and noise of this seed."""
-        self.model = self.sampler = self.prefetcher = None  # whose memory the next ones need
+        self.model = self.sampler = self.prefetcher = None
+        gc.collect()  # a recorded step holds its model, and that the recording; the next ones need their memory
+        if self.device == "cuda":
+            torch.cuda.empty_cache()
         self.iteration, self.epoch, self.losses = 0, 1000 * seed, []  # by the epoch the sampler orders the pictures
         settings = {**self.settings, "seed": seed}
         torch.manual_seed(seed)
@@ -345,7 +350,9 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", metavar="NAME", help="these contestants besides stock")
     parser.add_argument("--quick", action="store_true", help="a narrow network, few steps: does it run?")
     arguments = parser.parse_args()
-    if arguments.curve_runs < 2:
+    if arguments.curve_steps and arguments.curve_steps < 2 * WINDOW:
+        parser.error(f"--curve-steps {arguments.curve_steps}: 0 for no curves, or at least {2 * WINDOW}.")
+    if arguments.curve_steps and arguments.curve_runs < 2:
         parser.error(f"--curve-runs {arguments.curve_runs}: at least 2, to know how far runs differ.")
     if arguments.quick:
         arguments.num_feat, arguments.batch, arguments.rounds, arguments.steps = [4], 2, 2, 2

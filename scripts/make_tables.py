@@ -89,8 +89,8 @@ def _make_training(result: dict) -> list[str]:
             f"(ours), standard error of the difference {one['error_db']:.2f} dB"
             for one in shown
         ]
-        runs = f" (means of {curves['runs']} runs)" if "runs" in curves else ""  # before 2026-11-27 one of each
-        lines += ["", f"Loss curves {'agree' if curves['agree'] else 'do not agree'}: {'; '.join(parts)}{runs}."]
+        runs = f"over {curves['runs']} runs" if "runs" in curves else "within one run"  # before 2026-11-27
+        lines += ["", f"Loss curves {'agree' if curves['agree'] else 'do not agree'}, {runs}: {'; '.join(parts)}."]
     if result["profiles"]:
         lines += ["", *_make_profile(result["profiles"])]
     return lines

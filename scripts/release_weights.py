@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 
 from safetensors import safe_open
@@ -166,8 +165,9 @@ def find_results(record: Record, sha256: str) -> dict[str, dict[str, dict]]:
 
 def describe(run: Path, recipe: Path, opt: dict, network: HRANet) -> dict:
     train, best_on = opt["datasets"]["train"], opt["val"]["best_on"]
-    names = [best_on] if isinstance(best_on, str) else best_on
-    vals = [one for one in opt["datasets"].values() if one is not train and one["name"] in names]
+    names = [best_on] if isinstance(best_on, str) else sorted(best_on or [])
+    by_name = {one["name"]: one for one in opt["datasets"].values() if one is not train}
+    vals = [by_name[name] for name in names]
     task, level = read_degradation(train)
     # From the recipe: the options of a run that was resumed name a checkpoint of its own.
     start = (option_files.read_options(recipe).get("path") or {}).get("pretrain_network_g")
@@ -178,7 +178,10 @@ def describe(run: Path, recipe: Path, opt: dict, network: HRANet) -> dict:
             f"{run}: its best weights were picked by {options['type']}; a card says by which PSNR. Train with "
             "calculate_psnr as the first of val.metrics."
         )
-    best = state["best"][", ".join(names)][metric]  # by the mean, where there are several
+    key = ", ".join(names)  # of the sets' mean, where there are several
+    if key not in state["best"]:
+        raise InputError(f"{run}: its newest training state knows no best by val.best_on: {best_on}.")
+    best = state["best"][key][metric]
     return {
         "name": opt["name"],
         "network": opt["network_g"],
@@ -199,9 +202,9 @@ def describe(run: Path, recipe: Path, opt: dict, network: HRANet) -> dict:
             **(describe_start(start) if start else {}),
         },
         "validation": {
-            "set": ", ".join(names),
-            "data_sha256": _join(hash_data(val) for val in vals),
-            LEVELS[task]: _join(read_degradation(val)[1] if task else val["degradations"] for val in vals),
+            "set": key,
+            "data_sha256": _unpack([hash_data(val) for val in vals]),
+            LEVELS[task]: _unpack([read_degradation(val)[1] if task else val["degradations"] for val in vals]),
             "psnr": round(best["val"], 4),
             "iteration": best["iter"],
         },
@@ -210,10 +213,9 @@ def describe(run: Path, recipe: Path, opt: dict, network: HRANet) -> dict:
     }
 
 
-def _join(values: Iterable) -> object:
-    """What all share; else the list of them."""
-    first, *rest = values
-    return [first, *rest] if any(one != first for one in rest) else first
+def _unpack(values: list) -> object:
+    """The one, where there is one: of several sets a card has lists."""
+    return values[0] if len(values) == 1 else values
 
 
 def describe_start(start: str) -> dict:
@@ -325,11 +327,11 @@ def _name_level(card: dict) -> str:
     """The validation's level or levels, where the network is for several."""
     key = next((key for key in LEVELS.values() if key in card), None)
     level = card["validation"].get(key)
-    if key in (None, "degradations") or level == card[key]:
-        return ""
-    levels = level if isinstance(level, list) else [level]
-    mean = ", the mean" if len(levels) > 1 else ""
-    return f"{mean} at {key} {', '.join(f'{one:g}' for one in levels)},"
+    if isinstance(card["validation"]["data_sha256"], list):  # of several sets
+        levels = "" if key in (None, "degradations") else f" at {key} {', '.join(map(str, level))}"
+        return f", the mean{levels},"
+    is_one = isinstance(level, (int, float)) and level != card[key]
+    return f" at {key} {level:g}," if is_one else ""
 
 
 def format_card(card: dict) -> str:

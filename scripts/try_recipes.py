@@ -23,6 +23,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import yaml
 from interleave import summarize
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -143,17 +144,19 @@ def train(opt: Path, changes: list[dict]) -> dict:
 
 
 def read_curve(options: dict) -> dict:
-    """PSNR by iteration, and seconds a step, from what the run wrote for TensorBoard."""
+    """PSNR by iteration (of several sets the mean), and seconds a step, from what the run wrote for TensorBoard."""
     events = EventAccumulator(str(Path("tb_logger") / options["name"])).Reload()
-    validations = events.Scalars(f"metrics/{options['val']['best_on']}/psnr")
-    validated = {one.step for one in validations}
+    best_on = options["val"]["best_on"]
+    sets = [best_on] if isinstance(best_on, str) else best_on
+    validations = [events.Scalars(f"metrics/{name}/psnr") for name in sets]
+    psnr = {rows[0].step: round(float(np.mean([row.value for row in rows])), 4) for rows in zip(*validations)}
     lines = [(one.step, one.wall_time) for one in events.Scalars("losses/l_pix")]
     seconds = [
         (after - before) / PRINT_EVERY
         for (first, before), (second, after) in zip(lines, lines[1:])
-        if second - first == PRINT_EVERY and first not in validated  # a validation comes after its iteration's line
+        if second - first == PRINT_EVERY and first not in psnr  # a validation comes after its iteration's line
     ]
-    return {"psnr": {one.step: round(one.value, 4) for one in validations}, "step_seconds": summarize(seconds)}
+    return {"psnr": psnr, "step_seconds": summarize(seconds)}
 
 
 def main() -> int:

@@ -133,6 +133,25 @@ def test_curves_of_runs_that_differ_agree_within_two_standard_errors():
     assert shifted["agree"] and shifted["windows"][1]["error_db"] == pytest.approx(0.1)
 
 
+@pytest.mark.parametrize(("curves", "said"), [({}, "within one run"), ({"runs": 3}, "over 3 runs")])
+def test_a_table_says_of_how_many_runs_its_curves_are(curves, said):
+    from make_tables import _make_training
+
+    windows = [{"from_step": step, "stock_db": 24.0, "ours_db": 24.1, "error_db": 0.2} for step in (1, 51)]
+    lines = _make_training({"contestants": {}, "profiles": {}, "curves": {"windows": windows, "agree": True, **curves}})
+    assert f"Loss curves agree, {said}: in the window from step 51, 24.00 dB (stock) and 24.10 dB (ours)" in lines[-1]
+
+
+@pytest.mark.parametrize("arguments", [["--curve-steps", "99"], ["--curve-runs", "1"]])
+def test_curves_that_could_not_disagree_are_refused(arguments, monkeypatch, capsys):
+    import benchmark_training
+
+    monkeypatch.setattr("sys.argv", ["benchmark_training.py", "--input", "a", "--output", "r.json", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        benchmark_training.main()
+    assert ended.value.code == 2 and f"{' '.join(arguments)}: " in capsys.readouterr().err
+
+
 def test_waiting_is_a_share_and_what_was_read_ahead_is_not_timed():
     from benchmark_training import Training
 
@@ -460,8 +479,13 @@ def test_a_steps_time_is_read_where_nothing_was_validated(tmp_path, monkeypatch)
             writer.add_scalar("losses/l_pix", 0.1, step, walltime=time)
         for step, psnr in ((100, 25.5), (200, 26.25)):
             writer.add_scalar("metrics/BSD400_val/psnr", psnr, step)
+            writer.add_scalar("metrics/strong/psnr", 23.5, step)
     curve = read_curve({"name": "tiny", "val": {"best_on": "BSD400_val"}})
     assert curve["psnr"] == {100: 25.5, 200: 26.25}
+    assert read_curve({"name": "tiny", "val": {"best_on": ["BSD400_val", "strong"]}})["psnr"] == {
+        100: 24.5,
+        200: 24.875,
+    }
     assert curve["step_seconds"] == pytest.approx({"median": 0.5, "lower_quartile": 0.45, "upper_quartile": 0.55})
 
 

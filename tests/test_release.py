@@ -105,19 +105,24 @@ def test_a_card_of_a_blind_network_says_at_which_level_it_was_picked():
 def test_a_card_of_a_network_that_several_levels_picked_says_which(recipe, run):
     for path in [*Path("train").iterdir(), *Path("val").iterdir()]:
         cv2.imwrite(str(path), cv2.imread(str(path), cv2.IMREAD_GRAYSCALE))
-    recipe["datasets"]["train"]["sigma"] = [0, 55]
+    recipe["datasets"]["train"]["sigma"] = [25, 50]  # a range, which the levels below are not
     recipe["datasets"]["val_2"] = {**recipe["datasets"]["val"], "name": "strong", "sigma": 50}
-    recipe["val"]["best_on"] = ["val", "strong"]
+    recipe["val"]["best_on"] = ["val", "strong"]  # each beside its level, in whichever order
     folder, _ = train(recipe, run)
     release(folder, None)
     best = checkpoints.load_checkpoint(folder / "training_states/8.state")["best"]
-    psnr, iteration = best["val, strong"]["psnr"]["val"], best["val, strong"]["psnr"]["iter"]
+    psnr, iteration = best["strong, val"]["psnr"]["val"], best["strong, val"]["psnr"]["iter"]
     text = Path("weights/tiny.md").read_text()
     assert (
-        f"by val, strong (not a test set): {psnr:.2f} dB, the mean at sigma 25, 50, at iteration {iteration}." in text
+        f"by strong, val (not a test set): {psnr:.2f} dB, the mean at sigma 50, 25, at iteration {iteration}." in text
     )
     options = yaml.safe_load(next(folder.glob("*.yml")).read_text("utf-8"))
-    options["val"]["best_on"] = "strong"
+    options["val"]["best_on"] = ["other", "val"]
+    options["datasets"]["val_2"]["name"] = "other"
+    (folder / "newer.yml").write_text(yaml.safe_dump(options, sort_keys=False), encoding="utf-8")
+    with pytest.raises(InputError, match="knows no best by val.best_on"):
+        release(folder, None)
+    options["val"]["best_on"] = "val"
     (folder / "newer.yml").write_text(yaml.safe_dump(options, sort_keys=False), encoding="utf-8")
     with pytest.raises(InputError, match="validated on another set, or at other levels"):
         release(folder, None)
