@@ -313,9 +313,14 @@ def _check_together(options: dict, is_train: bool) -> list[str]:
     return errors
 
 
+def list_best_on(best_on: str | list[str] | None) -> list[str]:
+    """The validation sets that pick the best network, by their mean; in whichever order, the same."""
+    return [best_on] if isinstance(best_on, str) else sorted(best_on or [])
+
+
 def _check_validation(options: dict) -> list[str]:
     sets = [dataset["name"] for phase, dataset in options["datasets"].items() if phase != "train"]
-    best_on = options["val"].get("best_on") or []
+    best_on = options["val"].get("best_on")
     is_upstreams = options["model_type"] in ("SRModel", "SwinIRModel")
     if best_on == "first":
         best_on = sets[:1]
@@ -324,7 +329,7 @@ def _check_validation(options: dict) -> list[str]:
     for key in ("tile", "halo"):
         if is_upstreams and options["val"].get(key, default := schema.Val.model_fields[key].default) != default:
             logger.warning("val.%s: %s runs whole pictures; RestorationModel has tiles.", key, options["model_type"])
-    options["val"]["best_on"] = best_on = [best_on] if isinstance(best_on, str) else sorted(best_on)
+    options["val"]["best_on"] = best_on = list_best_on(best_on)
     unknown = [name for name in best_on if name not in sets]
     twice = {name for name in best_on if best_on.count(name) > 1}
     return [

@@ -22,7 +22,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from hranet_arch import complexity, networks, option_files, provenance, testsets
+from hranet_arch import complexity, networks, option_files, options, provenance, testsets
 from hranet_arch.checkpoints import hash_params, load_checkpoint, select_params
 from hranet_arch.errors import InputError
 from hranet_arch.files import whole_file, write_text
@@ -164,23 +164,22 @@ def find_results(record: Record, sha256: str) -> dict[str, dict[str, dict]]:
 
 
 def describe(run: Path, recipe: Path, opt: dict, network: HRANet) -> dict:
-    train, best_on = opt["datasets"]["train"], opt["val"]["best_on"]
-    names = [best_on] if isinstance(best_on, str) else sorted(best_on or [])
+    train, names = opt["datasets"]["train"], options.list_best_on(opt["val"]["best_on"])
     by_name = {one["name"]: one for one in opt["datasets"].values() if one is not train}
     vals = [by_name[name] for name in names]
     task, level = read_degradation(train)
     # From the recipe: the options of a run that was resumed name a checkpoint of its own.
     start = (option_files.read_options(recipe).get("path") or {}).get("pretrain_network_g")
     state = load_newest_state(run)
-    metric, options = next(iter(opt["val"]["metrics"].items()))  # it has picked the best
-    if options["type"] != "calculate_psnr":
+    metric, chosen = next(iter(opt["val"]["metrics"].items()))  # it has picked the best
+    if chosen["type"] != "calculate_psnr":
         raise InputError(
-            f"{run}: its best weights were picked by {options['type']}; a card says by which PSNR. Train with "
+            f"{run}: its best weights were picked by {chosen['type']}; a card says by which PSNR. Train with "
             "calculate_psnr as the first of val.metrics."
         )
     key = ", ".join(names)  # of the sets' mean, where there are several
     if key not in state["best"]:
-        raise InputError(f"{run}: its newest training state knows no best by val.best_on: {best_on}.")
+        raise InputError(f"{run}: its newest training state knows no best by val.best_on: [{key}].")
     best = state["best"][key][metric]
     return {
         "name": opt["name"],

@@ -32,6 +32,7 @@ from hranet_arch import option_files, provenance
 from hranet_arch.errors import InputError
 from hranet_arch.files import write_text
 from hranet_arch.journal import make_key
+from hranet_arch.options import list_best_on
 
 PRINT_EVERY = 50  # iterations; a step's time is measured between two lines of the log
 OPTION_FILE = Path("options/released/train_hranet_s_gray_s25.yml")
@@ -146,8 +147,7 @@ def train(opt: Path, changes: list[dict]) -> dict:
 def read_curve(options: dict) -> dict:
     """PSNR by iteration (of several sets the mean), and seconds a step, from what the run wrote for TensorBoard."""
     events = EventAccumulator(str(Path("tb_logger") / options["name"])).Reload()
-    best_on = options["val"]["best_on"]
-    sets = [best_on] if isinstance(best_on, str) else best_on
+    sets = list_best_on(options["val"]["best_on"])
     validations = [events.Scalars(f"metrics/{name}/psnr") for name in sets]
     psnr = {rows[0].step: round(float(np.mean([row.value for row in rows])), 4) for rows in zip(*validations)}
     lines = [(one.step, one.wall_time) for one in events.Scalars("losses/l_pix")]
