@@ -77,17 +77,24 @@ def norm_in_fp32(net: nn.Module, precision: str, device: torch.device) -> None:
     """Has a network's ``nn.LayerNorm`` compute in fp32 where a CPU trains in 16 bits; autocast does so on a GPU.
 
     In 16 bits PyTorch's kernel for CPUs adds the pixels' shares of the gradients of weight and bias in 16 bits, too: of
-    sums of many pixels most is lost (``docs/performance.md``).
+    sums of many pixels most is lost (``docs/performance.md``). Behind it the type is the input's again, so that what
+    reads it rounds it once.
     """
     if precision == "fp32" or device.type != "cpu":
         return
     for module in net.modules():
         if isinstance(module, nn.LayerNorm):
             module.register_forward_pre_hook(_to_fp32)
+            module.register_forward_hook(_to_its_dtype)
 
 
 def _to_fp32(module: nn.Module, inputs: tuple) -> tuple:
+    module.dtype_outside = inputs[0].dtype
     return (inputs[0].float(), *inputs[1:])
+
+
+def _to_its_dtype(module: nn.Module, inputs: tuple, output: torch.Tensor) -> torch.Tensor:
+    return output.to(module.dtype_outside)
 
 
 # --- TF32: CUDA's fp32 may be rounded to 10 bits ----------------------------------------------------------------------

@@ -140,6 +140,13 @@ def test_the_gradient_of_a_layer_norm_is_a_sum_in_fp32(precision, any_precision)
         assert (ours - exact).norm() < 0.02 * exact.norm()
 
 
+def test_behind_a_layer_norm_the_type_is_that_of_before_it(any_precision):
+    net = make_model(network_g={"type": "NormNet"}, precision="bf16").net_g
+    with torch.autocast("cpu", torch.bfloat16):
+        assert net(torch.rand(1, 1, 4, 4)).dtype is torch.bfloat16
+    assert net(torch.rand(1, 1, 4, 4)).dtype is torch.float32  # in validation
+
+
 @pytest.mark.parametrize("parts", [2, 3, 5])
 def test_a_batch_in_parts_steps_like_the_whole(parts):
     torch.manual_seed(0)
