@@ -319,11 +319,13 @@ def list_best_on(best_on: str | list[str] | None) -> list[str]:
 
 
 def _check_validation(options: dict) -> list[str]:
-    sets = [dataset["name"] for phase, dataset in options["datasets"].items() if phase != "train"]
+    datasets = [dataset for phase, dataset in options["datasets"].items() if phase != "train"]
+    sets = [dataset["name"] for dataset in datasets]
+    noisy_alone = [dataset["name"] for dataset in datasets if dataset["type"] == "SingleImageDataset"]
     best_on = options["val"].get("best_on")
     is_upstreams = options["model_type"] in ("SRModel", "SwinIRModel")
     if best_on == "first":
-        best_on = sets[:1]
+        best_on = [name for name in sets if name not in noisy_alone][:1]
     elif best_on and is_upstreams:
         logger.warning("val.best_on: %s keeps no best checkpoint; RestorationModel does.", options["model_type"])
     for key in ("tile", "halo"):
@@ -332,9 +334,14 @@ def _check_validation(options: dict) -> list[str]:
     options["val"]["best_on"] = best_on = list_best_on(best_on)
     unknown = [name for name in best_on if name not in sets]
     twice = {name for name in best_on if best_on.count(name) > 1}
+    pick_nothing = [name for name in best_on if name in noisy_alone]
     return [
         *(f"val.best_on: no validation set is named '{name}'.{suggest(name, sets)}" for name in unknown),
         *(f"val.best_on: names '{name}' twice." for name in twice),
+        *(
+            f"val.best_on: '{name}' has no clean pictures to measure by; name sets that have some, or write best_on: ~"
+            for name in pick_nothing
+        ),
     ]
 
 

@@ -293,6 +293,14 @@ def test_datasets_that_only_basicsr_knows_keep_their_keys(recipe):
     assert checked["train"]["dcn_lr_mul"] == 1
 
 
+def test_the_first_set_with_clean_pictures_picks_the_best(recipe):
+    noisy = {"name": "noisy", "type": "SingleImageDataset", "dataroot_lq": "val"}
+    recipe["datasets"] = {"train": recipe["datasets"]["train"], "val": noisy, "val_2": recipe["datasets"]["val"]}
+    assert check(copy.deepcopy(recipe))["val"]["best_on"] == ["val"]
+    del recipe["datasets"]["val_2"]
+    assert check(recipe)["val"]["best_on"] == []
+
+
 def test_defaults_are_filled_in(recipe):
     checked = check(recipe)
     assert checked["train"]["precision"] == "fp32" and checked["train"]["max_skipped"] == 100
@@ -598,6 +606,10 @@ def test_a_released_network_is_a_start_by_its_name(recipe):
         (["val:best_on=vall"], "val.best_on: no validation set is named 'vall'. Did you mean 'val'?"),
         (["val:best_on=[val, vall]"], "val.best_on: no validation set is named 'vall'. Did you mean 'val'?"),
         (["val:best_on=[val, val]"], "val.best_on: names 'val' twice."),
+        (
+            ["datasets:val_2={name: noisy, type: SingleImageDataset, dataroot_lq: val}", "val:best_on=[val, noisy]"],
+            "val.best_on: 'noisy' has no clean pictures to measure by;",
+        ),
         (
             ["datasets:val_2={name: val, type: SingleImageDataset, dataroot_lq: val}"],
             "datasets: two sets are named 'val'",
