@@ -50,7 +50,7 @@ class RestorationModel(SRModel):
     added), ``grad_clip`` (largest gradient norm), ``max_skipped`` (iterations in a row that may be lost to losses that
     are not finite). In ``val:``: ``tile`` (pictures of more pixels than ``tile * tile`` are run in tiles), ``halo``,
     ``best_on`` (the validation set whose first metric picks ``net_g_best.pth``, or several sets, for the metric's mean;
-    ``~`` for none).
+    the first one with clean pictures where it is not given, ``~`` for none).
 
     A step never waits for a GPU: whether it is lost is decided there, and read when the log is printed.
     """
