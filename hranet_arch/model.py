@@ -329,9 +329,14 @@ class RestorationModel(SRModel):
 
     def nondist_validation(self, dataloader, current_iter, tb_logger, save_img) -> None:
         means = validate(self, dataloader, current_iter, tb_logger, save_img)
-        if not means or not self.is_train:
+        if means is None or not self.is_train:
             return
-        if self._is_best(dataloader.dataset.opt["name"], means, current_iter):
+        name = dataloader.dataset.opt["name"]
+        if not means:
+            if name in (self.opt["val"].get("best_on") or []):  # a plug-in's set: the options can't know
+                get_root_logger().warning(f"{name}: val.best_on names it, but it has no clean pictures to pick by.")
+            return
+        if self._is_best(name, means, current_iter):
             self._save_networks("best")
         self._keep_best()
 

@@ -636,6 +636,16 @@ def test_several_sets_pick_the_best_network_by_their_mean(monkeypatch):
     assert model.best_metric_results["weak"]["psnr"]["iter"] == 2
 
 
+def test_a_set_that_turns_out_to_have_no_clean_pictures_does_not_fail_to_pick_in_silence(monkeypatch):
+    model, warnings = make_model(), []
+    monkeypatch.setattr(get_root_logger(), "warning", warnings.append)
+    model.opt["val"] = {"metrics": {"psnr": {"type": "calculate_psnr"}}, "best_on": ["noisy"]}
+    monkeypatch.setattr("hranet_arch.model.validate", lambda *_: {})
+    for name in ("other", "noisy"):
+        model.nondist_validation(SimpleNamespace(dataset=SimpleNamespace(opt={"name": name})), 1, None, False)
+    assert warnings == ["noisy: val.best_on names it, but it has no clean pictures to pick by."]
+
+
 def test_no_checkpoint_is_picked_where_none_is_asked_for(recipe, run, tmp_path):
     recipe["val"]["best_on"] = None
     assert run("train", recipe) == 0
