@@ -314,7 +314,10 @@ def _stem(key: str) -> str:
 
 def _noisy_stem(template: str, key: str) -> str:
     path = Path(key)
-    return str(path.with_name(template.format(path.stem)))
+    try:
+        return str(path.with_name(template.format(path.stem)))
+    except (AttributeError, IndexError, KeyError, ValueError) as error:
+        raise InputError(f"filename_tmpl {template!r}: must hold {{}}, for the clean picture's stem.") from error
 
 
 def _crop_and_augment(images: list[np.ndarray], opt: dict, scale: int, name: str) -> list[np.ndarray]:

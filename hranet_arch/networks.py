@@ -213,11 +213,19 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], Description]:
         InputError: if it is no whole weight file.
     """
     checkpoint = load_checkpoint(path)
-    is_safetensors = path.suffix.lower() == ".safetensors"
-    texts = None if is_safetensors else {k: v for k, v in checkpoint.items() if isinstance(v, str)}
-    description = Description.read(path, texts)
     params, _ = select_params({key: value for key, value in checkpoint.items() if not isinstance(value, str)})
-    return params, description
+    return params, read_description(path, checkpoint)
+
+
+def read_description(path: Path, checkpoint: Mapping[str, object]) -> Description:
+    """What the file, which holds ``checkpoint``, says of itself.
+
+    Raises:
+        InputError: if an entry is not what it should be.
+    """
+    is_safetensors = path.suffix.lower() == ".safetensors"
+    texts = None if is_safetensors else {key: value for key, value in checkpoint.items() if isinstance(value, str)}
+    return Description.read(path, texts)
 
 
 def find_weights(weights: str | Path) -> Path:

@@ -27,8 +27,9 @@ class _OptionLoader(yaml.SafeLoader):
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        seen = set()
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        """Before ``<<`` is filled in, which may well bring a key that is there."""
+        node, seen = super().compose_mapping_node(anchor), set()
         for key_node, _ in node.value:
             if not isinstance(key_node, yaml.ScalarNode):
                 raise yaml.constructor.ConstructorError(None, None, "a key must be a word", key_node.start_mark)
@@ -36,7 +37,7 @@ class _OptionLoader(yaml.SafeLoader):
                 problem = f"the key '{key_node.value}' is there twice"
                 raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
             seen.add(key_node.value)
-        return super().construct_mapping(node, deep)
+        return node
 
 
 # YAML 1.1 takes 1e-4 and 5e3 for strings; everybody who writes them means numbers.

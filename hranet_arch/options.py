@@ -293,7 +293,9 @@ def _find_file(key: str, value: str) -> Path:
 
 def _check_together(options: dict, is_train: bool) -> list[str]:
     """What one key says of another; completes what depends on others."""
-    errors = _check_validation(options)
+    errors = _check_validation(options) if is_train else []
+    if options["model_type"] == "SwinIRModel" and "window_size" not in options["network_g"]:
+        errors.append("model_type: SwinIRModel needs network_g.window_size; for other networks write RestorationModel.")
     for phase, dataset in options["datasets"].items():
         if dataset.setdefault("scale", options["scale"]) != options["scale"]:
             errors.append(f"datasets.{phase}.scale: {dataset['scale']}, but the file's scale is {options['scale']}.")
@@ -324,8 +326,9 @@ def _check_validation(options: dict) -> list[str]:
     noisy_alone = [dataset["name"] for dataset in datasets if dataset["type"] == "SingleImageDataset"]
     best_on = options["val"].get("best_on")
     is_upstreams = options["model_type"] in ("SRModel", "SwinIRModel")
+    has_metrics = bool(options["val"].get("metrics"))
     if best_on == "first":
-        best_on = [name for name in sets if name not in noisy_alone][:1]
+        best_on = [name for name in sets if name not in noisy_alone][:has_metrics]
     elif best_on and is_upstreams:
         logger.warning("val.best_on: %s keeps no best checkpoint; RestorationModel does.", options["model_type"])
     for key in ("tile", "halo"):
@@ -335,6 +338,8 @@ def _check_validation(options: dict) -> list[str]:
     unknown = [name for name in best_on if name not in sets]
     twice = {name for name in best_on if best_on.count(name) > 1}
     pick_nothing = [name for name in best_on if name in noisy_alone]
+    if best_on and not has_metrics:
+        return ["val.best_on: needs val.metrics, the first of which picks the best network."]
     return [
         *(f"val.best_on: no validation set is named '{name}'.{suggest(name, sets)}" for name in unknown),
         *(f"val.best_on: names '{name}' twice." for name in twice),

@@ -200,6 +200,8 @@ def load_resume_state(opt: dict) -> dict | None:
     Raises:
         InputError: if the state named by ``path.resume_state``, or its networks, cannot be read.
     """
+    from hranet_arch import preflight  # which needs the fixes, and they this module
+
     networks = [key.removeprefix("network_") for key in opt if key.startswith("network_")]
     models = Path(opt["path"]["models"])
     if opt["auto_resume"]:
@@ -213,6 +215,8 @@ def load_resume_state(opt: dict) -> dict | None:
         file = models / f"net_{name}_{state['iter']}.pth"
         if not file.is_file():
             raise InputError(f"{path}: its network {file} is missing. Is 'name' ({opt['name']}) that of the run?")
+        if difference := preflight.find_difference(opt[f"network_{name}"], file, checkpoints.load_checkpoint(file)):
+            logger.warning(difference)
     total = int(opt["train"]["total_iter"])
     if state["iter"] > total:  # upstream would save and validate these weights as those of iteration total_iter
         raise InputError(f"train.total_iter: {total}, but the run has had {state['iter']} iterations. Raise it.")

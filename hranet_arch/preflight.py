@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,10 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hranet_arch import checkpoints, registration, schema, tiling
+from hranet_arch import checkpoints, networks, registration, schema, tiling
 from hranet_arch.degradations import Degradations
 from hranet_arch.errors import InputError, first_line
 from hranet_arch.files import require_writable
+
+logger = logging.getLogger(__name__)
 
 PROBE_SIZE = 48
 LARGEST_PROBE = 128
@@ -34,17 +39,17 @@ def check_run(opt: dict) -> None:
     for phase, dataset in opt["datasets"].items():
         if dataset["type"] == "DegradationDataset":
             _check_degradations(f"datasets.{phase}", dataset, opt["scale"])
-    networks = {key: build_network(key, value) for key, value in opt.items() if key.startswith("network_")}
+    built = {key: build_network(key, value) for key, value in opt.items() if key.startswith("network_")}
     if opt["is_train"]:
-        _check_training(opt, networks["network_g"])
+        _check_training(opt, built["network_g"])
     _check_metrics((opt.get("val") or {}).get("metrics") or {})
-    _check_checkpoint(opt, networks["network_g"])
+    _check_checkpoint(opt, built["network_g"])
     _check_resume_state(opt)
     # Of other models, and of datasets without a 'color', only they themselves know what they pass to the network.
     if opt["model_type"] in schema.MODELS:
         for phase, dataset in opt["datasets"].items():
             if "color" in schema.DATASETS.get(dataset["type"], schema.OtherDataset).model_fields:
-                _probe(networks["network_g"], opt, phase)
+                _probe(built["network_g"], opt, phase)
 
 
 def _check_device(opt: dict) -> None:
@@ -167,11 +172,31 @@ def _check_checkpoint(opt: dict, network: torch.nn.Module) -> None:
             raise InputError("path.pretrain_network_g: is missing: a test of random weights says nothing.")
         return
     try:
-        params, _ = checkpoints.select_params(checkpoints.load_checkpoint(path), opt["path"].get("param_key_g"))
-        if opt["path"].get("strict_load_g", True):
-            checkpoints.require_fit(network, params, path)
+        checkpoint = checkpoints.load_checkpoint(path)
+        params, _ = checkpoints.select_params(checkpoint, opt["path"].get("param_key_g"))
+        if not opt["path"].get("strict_load_g", True):
+            return
+        checkpoints.require_fit(network, params, path)
+        if difference := find_difference(opt["network_g"], path, checkpoint):
+            if not opt["is_train"]:
+                raise InputError(f"{difference} Write in network_g what the file has.")
+            logger.warning("path.pretrain_network_g: %s", difference)  # a training may get used to it
     except InputError as error:
         raise InputError(f"path.pretrain_network_g: {error}") from error
+
+
+def find_difference(options: dict, path: str | Path, checkpoint: dict) -> str:
+    """What the weights' shapes do not show, such as HRANet's ``attention_pool``: a sentence about the arguments that
+    the checkpoint's file, if it says its ``network_g``, as ours do, has otherwise than ``options``; else ''."""
+    stored = networks.read_description(Path(path), checkpoint).network_g
+    if stored is None or stored.get("type") != options["type"]:
+        return ""
+    parameters = inspect.signature(_registered("arch", options["type"])).parameters.values()
+    defaults = {one.name: one.default for one in parameters if one.default is not one.empty}
+    there, here = (json.loads(json.dumps({**defaults, **one}, default=str)) for one in (stored, options))
+    names = sorted(name for name in there.keys() | here.keys() if there.get(name) != here.get(name))
+    said = ", ".join(f"{name}: {there.get(name)!r} (in network_g {here.get(name)!r})" for name in names)
+    return f"{path} is of a {options['type']} with {said}, which the weights' shapes do not show." if names else ""
 
 
 def load_strictly(network: torch.nn.Module, path: str | Path) -> None:

@@ -70,8 +70,10 @@ def release(run: Path, recipe: Path, output: Path) -> str:
             training state speaks of.
     """
     # The newest: a run that was resumed by another file has several.
-    newest = max(run.glob("*.yml"), key=lambda path: path.stat().st_mtime, default=run / "options.yml")
+    newest = max(run.glob("*.y*ml"), key=lambda path: path.stat().st_mtime, default=run / "options.yml")
     opt = option_files.read_options(newest)
+    if opt["network_g"]["type"] != "HRANet":
+        raise InputError(f"{run}: trains {opt['network_g']['type']}; what is released here are HRANets.")
     checkpoint = load_checkpoint(run / "models" / "net_g_best.pth")
     params = select_params(checkpoint)[0]
     arguments = {key: value for key, value in opt["network_g"].items() if key != "type"}
@@ -142,13 +144,20 @@ def read_degradation(dataset: dict) -> tuple[str | None, object]:
 
     Where it takes several steps: None, and the steps.
     """
-    if dataset["type"] == "GaussianDenoisingDataset":
-        return "denoise", dataset["sigma"]
-    steps = dataset["degradations"]
+    steps = list_steps(dataset)
     if len(steps) != 1 or steps[0]["type"] not in STEPS:
         return None, steps
     task, argument = STEPS[steps[0]["type"]]
     return task, steps[0][argument]
+
+
+def list_steps(dataset: dict) -> list[dict]:
+    """How a dataset's pictures are made bad, in the words of a ``DegradationDataset``."""
+    if dataset["type"] == "GaussianDenoisingDataset":
+        return [{"type": "GaussianNoise", "sigma": dataset["sigma"]}]
+    if "degradations" not in dataset:
+        raise InputError(f"{dataset['name']}: a card says how pictures were made bad; its pictures came as they are.")
+    return dataset["degradations"]
 
 
 def find_results(record: Record, sha256: str) -> dict[str, dict[str, dict]]:
@@ -203,7 +212,7 @@ def describe(run: Path, recipe: Path, opt: dict, network: HRANet) -> dict:
         "validation": {
             "set": key,
             "data_sha256": _unpack([hash_data(val) for val in vals]),
-            LEVELS[task]: _unpack([read_degradation(val)[1] if task else val["degradations"] for val in vals]),
+            LEVELS[task]: _unpack([read_degradation(val)[1] if task else list_steps(val) for val in vals]),
             "psnr": round(best["val"], 4),
             "iteration": best["iter"],
         },

@@ -148,13 +148,18 @@ def read_curve(options: dict) -> dict:
     """PSNR by iteration (of several sets the mean), and seconds a step, from what the run wrote for TensorBoard."""
     events = EventAccumulator(str(Path("tb_logger") / options["name"])).Reload()
     sets = list_best_on(options["val"]["best_on"])
-    validations = [events.Scalars(f"metrics/{name}/psnr") for name in sets]
-    psnr = {rows[0].step: round(float(np.mean([row.value for row in rows])), 4) for rows in zip(*validations)}
+    validations = [{row.step: row.value for row in events.Scalars(f"metrics/{name}/psnr")} for name in sets]
+    validated = set().union(*validations)
+    psnr = {  # a run that was broken off between two sets has the second's values of a step alone, or the first's
+        step: round(float(np.mean([values[step] for values in validations])), 4)
+        for step in sorted(validated)
+        if all(step in values for values in validations)
+    }
     lines = [(one.step, one.wall_time) for one in events.Scalars("losses/l_pix")]
     seconds = [
         (after - before) / PRINT_EVERY
         for (first, before), (second, after) in zip(lines, lines[1:])
-        if second - first == PRINT_EVERY and first not in psnr  # a validation comes after its iteration's line
+        if second - first == PRINT_EVERY and first not in validated  # a validation comes after its iteration's line
     ]
     return {"psnr": psnr, "step_seconds": summarize(seconds)}
 
@@ -193,6 +198,10 @@ def try_all(arguments: argparse.Namespace) -> None:
         if one["trial"] in names and one["iterations"] == length and one["changes"] != trials[one["trial"]]:
             said = f"{one['trial']}, seed {one['seed']}, was trained with {one['changes']}, and is not trained again"
             print(f"try_recipes: {arguments.output}: {said}.", file=sys.stderr)
+    if min(length, arguments.validate_every) < 2 * PRINT_EVERY:
+        raise InputError(f"--iterations, --validate-every: at least {2 * PRINT_EVERY}, so that steps can be timed.")
+    if not list_best_on((option_files.read_options(opt).get("val") or {}).get("best_on")):
+        raise InputError(f"{opt}: val.best_on is missing; it says on which set the variants are compared.")
     done = {(one["trial"], one["iterations"], one["seed"]) for one in record["results"]}
     for name, seed in [(name, seed) for seed in seeds for name in names if (name, length, seed) not in done]:
         # By its changes, too: a run that lies there from a variant that was called alike is not gone on with.

@@ -486,6 +486,9 @@ def test_a_steps_time_is_read_where_nothing_was_validated(tmp_path, monkeypatch)
         100: 24.5,
         200: 24.875,
     }
+    with SummaryWriter(tmp_path / "tb_logger" / "tiny") as writer:  # broken off between two sets
+        writer.add_scalar("metrics/strong/psnr", 20.0, 300)
+    assert 300 not in read_curve({"name": "tiny", "val": {"best_on": ["BSD400_val", "strong"]}})["psnr"]
     assert curve["step_seconds"] == pytest.approx({"median": 0.5, "lower_quartile": 0.45, "upper_quartile": 0.55})
 
 
@@ -546,12 +549,17 @@ def test_what_a_record_holds_is_not_trained_again(tmp_path, monkeypatch, capsys)
     assert run_script(*found, "--seeds", "0", "1") == (0, [("found", 1, 100)])
     assert run_script(*found, "--seeds", "1", "0") == (0, [])
     assert run_script("--trials", "steps", "found", "--iterations", "100") == (0, [("steps", 0, 100)])
-    assert run_script("--trials", "found", "--iterations", "50") == (0, [("found", 0, 50)])
+    assert run_script("--trials", "found", "--iterations", "150") == (0, [("found", 0, 150)])
     assert run_script(*found, "--seeds", "2", "--opt", "other.yml") == (1, [])
     assert "give another --output" in capsys.readouterr().err
+    assert run_script(*found, "--seeds", "2", "--validate-every", "50") == (1, [])  # no two lines between validations
+    assert "at least 100" in capsys.readouterr().err
+    (tmp_path / "a.yml").write_text("name: a\n")
+    assert run_script(*found, "--opt", str(tmp_path / "a.yml"), "--output", str(tmp_path / "a.json")) == (1, [])
+    assert "val.best_on is missing" in capsys.readouterr().err
     results = json.loads((tmp_path / "r.json").read_text())["results"]
     held = [(one["trial"], one["seed"], one["iterations"]) for one in results]
-    assert held == [("found", 0, 100), ("found", 1, 100), ("steps", 0, 100), ("found", 0, 50)]
+    assert held == [("found", 0, 100), ("found", 1, 100), ("steps", 0, 100), ("found", 0, 150)]
 
 
 def test_variants_stand_beside_the_option_file_as_it_is():

@@ -225,6 +225,24 @@ def test_checkpoints_that_cannot_be_used(recipe, refuse, verb, model_type):
     assert "holds no network" in refuse(recipe, verb)
 
 
+def test_what_the_weights_shapes_do_not_show_is_compared(recipe, run, capsys):
+    """A test is refused, a training is told: from such weights on, and resumed."""
+    said = "net_g_8.pth is of a HRANet with attention_pool: 'global' (in network_g 8), which the weights' shapes do not"
+    assert run("train", recipe, "--force_yml", "network_g:attention_pool=global") == 0
+    weights = {"path": {"pretrain_network_g": "experiments/tiny/models/net_g_8.pth"}}
+    test = {**recipe, **weights, "datasets": {"test": recipe["datasets"]["val"]}}
+    del test["train"]
+    capsys.readouterr()
+    assert run("test", test) == 2
+    assert said in (message := capsys.readouterr().err) and "Write in network_g what the file has." in message
+    assert run("test", test, "--force_yml", "network_g:attention_pool=global") == 0
+    assert "weights' shapes" not in capsys.readouterr().err
+    assert run("train", {**recipe, **weights, "name": "on"}) == 0
+    assert said in capsys.readouterr().err
+    assert run("train", recipe, "--auto_resume", "--force_yml", "train:total_iter=9") == 0
+    assert said in capsys.readouterr().err
+
+
 def test_a_test_needs_weights(recipe, refuse):
     recipe["datasets"].pop("train")
     assert "path.pretrain_network_g: is missing" in refuse(recipe, "test")

@@ -188,6 +188,12 @@ def test_pairs_from_lmdbs_and_by_template(pictures, lmdb, tmp_path):
     assert torch.equal(item["lq"], item["gt"]) and item["lq_path"].endswith("1_noisy.bmp")
 
 
+@pytest.mark.parametrize("template", ["{}_{}", "{0.x}", "{name}", "{"])
+def test_templates_that_name_no_picture(template, pictures):
+    with pytest.raises(InputError, match="filename_tmpl '.*': must hold {}, for the clean picture's stem"):
+        paired_set(pictures, pictures, filename_tmpl=template)
+
+
 def test_pairs_in_subfolders_by_template(tmp_path):
     make_pictures(tmp_path / "gt/x", 1)
     make_pictures(tmp_path / "lq/x", 1)

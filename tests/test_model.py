@@ -636,6 +636,15 @@ def test_several_sets_pick_the_best_network_by_their_mean(monkeypatch):
     assert model.best_metric_results["weak"]["psnr"]["iter"] == 2
 
 
+def test_two_sets_are_validated_and_nothing_is_said_against_it(recipe, run, capsys):
+    recipe["datasets"]["val_2"] = {**recipe["datasets"]["val"], "name": "strong", "sigma": 50}
+    recipe["val"]["best_on"] = ["val", "strong"]
+    assert run("train", recipe) == 0
+    log = capsys.readouterr().err
+    assert "Mean of strong, val" in log and "Saving models" in log  # what BasicSR says is there
+    assert "WARNING" not in log
+
+
 def test_a_set_that_turns_out_to_have_no_clean_pictures_does_not_fail_to_pick_in_silence(monkeypatch):
     model, warnings = make_model(), []
     monkeypatch.setattr(get_root_logger(), "warning", warnings.append)

@@ -301,6 +301,21 @@ def test_the_first_set_with_clean_pictures_picks_the_best(recipe):
     assert check(recipe)["val"]["best_on"] == []
 
 
+def test_without_metrics_nothing_picks_the_best(recipe):
+    del recipe["val"]["metrics"]
+    assert check(copy.deepcopy(recipe))["val"]["best_on"] == []
+    recipe["val"]["best_on"] = "val"
+    with pytest.raises(InputError, match="^val.best_on: needs val.metrics, the first of which picks"):
+        check(recipe)
+
+
+def test_a_test_made_of_a_trainings_file_needs_none_of_its_validation_sets(recipe):
+    test = {**recipe, "datasets": {"test": {**recipe["datasets"]["val"], "name": "other"}}}
+    test["val"]["best_on"] = "val"
+    del test["train"]
+    assert check_options(test, registration.registries(), is_train=False)["datasets"]["test"]["name"] == "other"
+
+
 def test_defaults_are_filled_in(recipe):
     checked = check(recipe)
     assert checked["train"]["precision"] == "fp32" and checked["train"]["max_skipped"] == 100
@@ -603,6 +618,7 @@ def test_a_released_network_is_a_start_by_its_name(recipe):
             "train.scheduler.periods: periods and restart_weights are lists",
         ),
         (["train:scheduler:restarts=[0, 4]"], "restart_weights: [1] must have a weight for each of restarts [0, 4]"),
+        (["model_type=SwinIRModel", "train:pixel_opt={type: L1Loss}"], "model_type: SwinIRModel needs network_g.w"),
         (["val:best_on=vall"], "val.best_on: no validation set is named 'vall'. Did you mean 'val'?"),
         (["val:best_on=[val, vall]"], "val.best_on: no validation set is named 'vall'. Did you mean 'val'?"),
         (["val:best_on=[val, val]"], "val.best_on: names 'val' twice."),
@@ -676,6 +692,14 @@ def test_numbers_are_numbers_and_dates_are_text():
         "a": 1e-4, "b": 5000.0, "c": -100.0, "d": 1.5e-3, "e": 5.0, "f": "1e5x", "g": "e5", "h": "2024-01-05",
         "i": 2e-4, "j": "1e-4",
     }  # fmt: skip
+
+
+def test_what_a_merge_brings_is_not_there_twice():
+    """``c`` is read first: by then YAML has filled ``a``, which has a ``p`` of its own, with those of ``base``."""
+    text = "x: &base {p: 1, q: 2}\ny:\n  z: &a {<<: *base, p: 3}\nc: {<<: *a, r: 4}\n"
+    options = read_options(write(text))
+    assert options["x"] == {"p": 1, "q": 2} and options["y"] == {"z": {"p": 3, "q": 2}}
+    assert options["c"] == {"p": 3, "q": 2, "r": 4}
 
 
 @pytest.mark.parametrize(

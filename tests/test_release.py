@@ -261,6 +261,28 @@ def test_weights_that_are_no_better_do_not_replace_those_there(trained):
     assert Path("weights/tiny.safetensors").read_bytes() == before
 
 
+def test_runs_that_no_card_can_describe_are_refused(trained):
+    run, _ = trained
+    (options,) = run.glob("*.yml")
+    text = options.read_text()
+    for old, new, message in (
+        ("type: HRANet", "type: DnCNN", "trains DnCNN; what is released here are HRANets"),
+        ("type: GaussianDenoisingDataset", "type: PairedDenoisingDataset", "a card says how pictures were made bad"),
+    ):
+        assert old in text
+        options.write_text(text.replace(old, new))
+        with pytest.raises(InputError, match=message):
+            release(run, None)
+    options.write_text(text)
+    options.rename(options.with_suffix(".yaml"))
+    assert "validates at" in release(run, None)
+
+
+def test_a_card_has_the_steps_of_noise_that_a_set_for_white_noise_adds():
+    val = {"name": "val", "type": "GaussianDenoisingDataset", "sigma": 25}
+    assert release_weights.list_steps(val) == [{"type": "GaussianNoise", "sigma": 25}]
+
+
 def test_weights_are_compared_with_those_there_where_both_validated_on_the_same_pictures(tmp_path):
     path = tmp_path / "there.safetensors"
     old, same, other = ({"validation": {"data_sha256": name, "psnr": psnr}} for name, psnr in
