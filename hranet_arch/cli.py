@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from hranet_arch import cli_prepare, cli_restore
-from hranet_arch.errors import InputError, Interrupted, TrainingError
+from hranet_arch.errors import InputError, Interrupted, TrainingError, first_line
 
 CHANNEL_KEYS = ("num_in_ch", "in_chans", "in_channels")  # what networks call the channels of their input
 
@@ -211,9 +211,16 @@ def _profile(arguments: argparse.Namespace) -> None:
     defaults = inspect.signature(type(built)).parameters
     channels = [network.get(key, defaults[key].default) for key in CHANNEL_KEYS if key in defaults] or [3]
     size = (channels[0], *arguments.size)
+    try:
+        layers, macs = complexity.profile_layers(built, size, arguments.depth), complexity.count_macs(built, size)
+    except Exception as error:  # a network refuses its input in every way there is
+        raise InputError(
+            f"network_g: {network['type']} does not take one picture of {size[0]} x {size[1]} x {size[2]}: "
+            f"{first_line(error)}. Try another --size; networks for videos cannot be profiled."
+        ) from error
     print(f"{network['type']} at {size[0]} x {size[1]} x {size[2]} (channels, height, width); 1 MAC = 2 FLOPs")
-    print(complexity.format_layers(complexity.profile_layers(built, size, arguments.depth)))
-    print(f"{complexity.count_macs(built, size) / (size[1] * size[2]):,.0f} MACs for each pixel of the input")
+    print(complexity.format_layers(layers))
+    print(f"{macs / (size[1] * size[2]):,.0f} MACs for each pixel of the input")
 
 
 def _size(text: str) -> tuple[int, int]:

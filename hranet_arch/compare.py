@@ -116,11 +116,16 @@ def _measure_picture(
     keys = {name: _score_key(plan, method, picture) for name, method in ready.items()}
     missing = [name for name in ready if keys[name] not in journal.values
                or journal.values.get(make_key("picture", keys[name])) != _hash_file(files[name])]  # fmt: skip
-    if not missing:
+    clean_file = examples.picture_path(plan.folder, testset, level, examples.CLEAN, picture.name)
+    clean_key = make_key("clean", picture.sha256, plan.color)
+    has_clean = clean_key in journal.values and journal.values[clean_key] == _hash_file(clean_file)
+    if not missing and has_clean:
         return
     clean = _read(picture.gt, plan.color)
+    if not has_clean:
+        _write_picture(clean_file, clean)
+        journal.write(clean_key, _hash_file(clean_file))
     given = _read(picture.lq, plan.color) / np.float32(255) if picture.lq else _degrade(plan, clean, level, picture)
-    _write_picture(examples.picture_path(plan.folder, testset, level, examples.CLEAN, picture.name), clean)
     for name in missing:
         try:
             output = ready[name](given)
@@ -187,7 +192,7 @@ def measure_costs(plan: Plan, journal: Journal) -> dict[str, list[record.Cost]]:
             try:
                 macs = complexity.count_macs(method.network, size) if method.network else None
             except Exception as error:
-                plan.fail(f"MACs at {size}: {error}", method=name)
+                plan.fail(f"MACs at {size}: {first_line(error)}", method=name)
                 macs = None
             costs.setdefault(name, []).append(
                 record.Cost(
@@ -213,7 +218,9 @@ def _measure_latency(
             largest = tuple(max(sizes) for sizes in zip(*(one.size for one in timed.values())))
             measured = complexity.measure_latency(
                 timed, [largest], plan.device, rounds=rounds,
-                on_failure=lambda name, size, error: plan.fail(f"latency at {size[1:]}: {error}", method=name),
+                on_failure=lambda name, size, error: plan.fail(
+                    f"latency at {size[1:]}: {first_line(error)}", method=name
+                ),
             )  # fmt: skip
             latencies = {one.model: {**asdict(one), "size": timed[one.model].size} for one in measured}
             if len(measured) == len(timed):  # else what failed is tried and told of again by the next run
@@ -250,8 +257,8 @@ def _measure_memory(plan: Plan, journal: Journal, name: str, method: methods.Met
         if key not in journal.values:
             try:
                 journal.write(key, asdict(complexity.measure_peak_memory(method.network, size, plan.device)))
-            except (RuntimeError, NotImplementedError) as error:
-                plan.fail(str(error), method=name)
+            except Exception as error:  # on a GPU the network's own, of every kind
+                plan.fail(first_line(error), method=name)
                 continue
         results.append(journal.values[key])
     return results

@@ -15,7 +15,7 @@ from hranet_arch import before_after, networks, pictures
 from hranet_arch.errors import InputError
 from hranet_arch.noise_estimate import estimate_sigma
 from hranet_arch.pictures import FORMATS, Picture
-from hranet_arch.restore import Denoiser
+from hranet_arch.restore import Denoiser, check_arguments
 
 AUTOMATIC = "automatic"
 LARGEST_UPLOAD = 64 * 2**20  # bytes
@@ -52,6 +52,7 @@ class Cleaner:
         self.limits = limits or Limits()
         self.released = {} if models else networks.list_released("denoise")
         self._denoisers: dict[str, Denoiser] = {}
+        check_arguments(device, "fp32", None, None)
         if not models:
             networks.require_any(self.released, "denoise")
         self.models = list(models) or [AUTOMATIC, *self.released]

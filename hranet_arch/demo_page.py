@@ -27,7 +27,7 @@ from starlette.routing import Route
 
 from hranet_arch import memory
 from hranet_arch.demo_cleaner import Cleaner, Report
-from hranet_arch.errors import InputError
+from hranet_arch.errors import InputError, first_line
 from hranet_arch.pages import read_page
 
 LARGEST_RESULT = 512 * 2**20  # bytes: 48 million pixels of 3 x 16 bits, and then some
@@ -275,8 +275,9 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family)
-    except OSError as error:
-        raise InputError(f"Cannot listen on {host}:{port}: {error.strerror}. Give another --port or --host.") from error
+    except (OSError, UnicodeError) as error:  # the second of what is no name of a host
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise InputError(f"Cannot listen on {host}:{port}: {reason}. Give another --port or --host.") from error
 
 
 def is_local(host: str) -> bool:

@@ -5,6 +5,7 @@ Each is a function of one picture. What it is made from is an entry of the optio
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import os
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hranet_arch import arithmetic, baselines, complexity, fusion, networks, preflight, tiling
-from hranet_arch.checkpoints import hash_params
+from hranet_arch.checkpoints import hash_params, load_checkpoint
 from hranet_arch.compat import make_importable
 from hranet_arch.errors import InputError, first_line
 from hranet_arch.hranet import HRANet
@@ -71,11 +72,12 @@ class Method:
     enlarge_first: bool = False
     channel: str = "all"
     versions: dict[str, str] = field(default_factory=dict)
+    code: str | None = None  # hash of a plug-in's module, which Plan.context does not cover
 
     @property
     def fingerprint(self) -> str:
         described = [self.kind, self.type, self.arguments, self.weights_sha256, self.enlarge_first, self.channel]
-        described += [self.versions, vars(self.task) | {"device": self.task.device.type}]
+        described += [self.versions, self.code, vars(self.task) | {"device": self.task.device.type}]
         return make_key(*described)
 
     @functools.cached_property
@@ -159,17 +161,26 @@ def make_method(entry: dict, task: Task, weights_root: Path) -> Method:
     parameters = complexity.count_parameters(network)
     if hasattr(network, "fold_batchnorm"):
         network.fold_batchnorm()
-    if "sigma" in inspect.signature(network.forward).parameters:
+    if "sigma" in inspect.signature(network.forward).parameters and getattr(network, "has_noise_map", True):
         if task.name != "denoise":
             raise InputError(f"{name} must be told a noise level; this comparison's task, {task.name}, has none.")
         network.sigma = task.level  # FFDNet's and DRUNet's noise map
     method = Method(
         "network", name, arguments, path, hash_params(networks.read_weights(path)[0]) if path else None, parameters,
         _cast(network.eval().to(task.device), task.precision), task,
-        entry.get("enlarge_first", False), entry.get("channel", "all"),
+        entry.get("enlarge_first", False), entry.get("channel", "all"), code=_hash_code(network),
     )  # fmt: skip
     _probe(method)
     return method
+
+
+def _hash_code(network: nn.Module) -> str | None:
+    """Of the module that a plug-in's network is from; the versions of the other packages are in the record."""
+    if type(network).__module__.split(".")[0] in ("basicsr", "hranet_arch", "spandrel", "torch"):
+        return None
+    with contextlib.suppress(OSError, TypeError):  # of a class made at a prompt
+        return make_key(Path(inspect.getsourcefile(type(network))).read_text("utf-8"))
+    return None
 
 
 def _find_weights(weights: str | None, task: Task, root: Path) -> Path | None:
@@ -201,6 +212,8 @@ def _build_network(options: dict | None, path: Path | None) -> tuple[nn.Module, 
     network = preflight.build_network("network_g", options)
     if path is not None:
         preflight.load_strictly(network, path)
+        if difference := preflight.find_difference(options, path, load_checkpoint(path)):
+            raise InputError(f"{difference} Write in network_g what the file has, or leave it out.")
     elif any(True for _ in network.parameters()):
         raise InputError("has no weights: a comparison of random ones says nothing. Give 'weights'.")
     return network, options["type"], {key: value for key, value in options.items() if key != "type"}

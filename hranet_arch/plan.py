@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import importlib.util
 import logging
 import math
@@ -102,9 +101,10 @@ def make_plan(opt: dict, folder: Path) -> Plan:
     Raises:
         InputError: if no level or no test set can be used, there is no such device, or matplotlib is missing.
     """
-    reserved = [name for name in opt["methods"] if name.lower() == examples.CLEAN]
-    if reserved:
-        raise InputError(f"methods.{reserved[0]}: this is what the clean pictures are called. Take another name.")
+    taken = {examples.CLEAN: "clean", methods.INPUT_NAMES[opt["task"]].lower(): "given"}
+    for name in opt["methods"]:
+        if kind := taken.get(name.lower()):
+            raise InputError(f"methods.{name}: this is what the {kind} pictures are called. Take another name.")
     scores.check_published(opt.get("published", []), opt["task"], opt["color"])
     if importlib.util.find_spec("matplotlib") is None:  # not only when all has been measured
         raise InputError("the plots need matplotlib: pip install 'hranet-arch[compare]'")
@@ -190,18 +190,21 @@ def _list_pictures(
         if fault:
             plan.fail(fault, testset=name, picture=stem)
             continue
-        sha256 = hashlib.sha256(f"{one.sha256}{lq[stem].sha256 if lq else ''}".encode()).hexdigest()
+        # Channels count: a grey picture is measured as it is, the same as RGB on its luma.
+        files = [(file.sha256, file.channels) for file in (one, *([lq[stem]] if lq else []))]
+        sha256 = make_key("picture", files)
         pictures.append(Picture(stem, number, one.path, lq[stem].path if lq else None, sha256, one.size))
     return pictures, ids, len(gt)
 
 
 @dataclass(frozen=True)
 class _File:
-    """A picture file: the hash of its pixels, height and width, and why it cannot be used."""
+    """A picture file: the hash of its pixels, height and width, its channels, and why it cannot be used."""
 
     path: Path
     sha256: str
     size: tuple[int, int]
+    channels: int
     fault: str | None
 
 
@@ -209,20 +212,26 @@ def _hash_folder(folder: Path, color: str) -> dict[str, _File]:
     paths = list_pictures(folder)
     if not paths:
         raise InputError(f"{folder}: no pictures there. `basicsr prepare testsets --from DIR` lays test sets out.")
-    names = [path.relative_to(folder).with_suffix("").as_posix() for path in paths]
+    names = [_name(path.relative_to(folder).with_suffix("")) for path in paths]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise InputError(f"{folder}: two pictures are called {twice[0]}. Keep one of them.")
     return dict(zip(names, testsets.map_in_threads(functools.partial(_look_at, color=color), paths)))
 
 
+def _name(path: Path) -> str:
+    """A picture's name, which a record can hold: bytes that are not UTF-8 as escapes."""
+    return os.fsencode(path.as_posix()).decode("utf-8", "backslashreplace")
+
+
 def _look_at(path: Path, color: str) -> _File:
     try:
         pixels = decode_image(data := path.read_bytes(), path.name)
         fault = _find_channel_fault(pixels, color)
-        return _File(path, testsets.hash_bytes(data, path.name), pixels.shape[:2], fault)
+        channels = 1 if pixels.ndim == 2 else pixels.shape[2]
+        return _File(path, testsets.hash_bytes(data, path.name), pixels.shape[:2], channels, fault)
     except (InputError, OSError) as error:
-        return _File(path, "", (0, 0), str(error))
+        return _File(path, "", (0, 0), 0, str(error))
 
 
 def _find_channel_fault(pixels: np.ndarray, color: str) -> str | None:

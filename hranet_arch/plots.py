@@ -132,6 +132,8 @@ def write_plots(record: Record, folder: Path) -> list[dict[str, str]]:
     import matplotlib
 
     folder.mkdir(parents=True, exist_ok=True)
+    for path in folder.glob("psnr_*.*"):  # an earlier run's, of other methods
+        path.unlink()
     figures = []
     for quantity in QUANTITIES:
         panels = list_panels(record, quantity)

@@ -162,8 +162,7 @@ class Restorer:
         """What an ONNX network cannot do; and a GPU is taken by itself only where its runtime can use it."""
         from hranet_arch.onnx_network import has_cuda
 
-        if precision != "fp32":
-            raise InputError(f"precision={precision!r} is not allowed: ONNX Runtime runs this network in 'fp32'.")
+        _require_fp32(precision)
         if self.tile and not self.network.module.is_divisible:
             raise InputError(
                 f"tile={self.tile} is not allowed: {self.network.name} averages over the whole picture, and as an ONNX "
@@ -306,7 +305,13 @@ def check_arguments(
         from hranet_arch.onnx_network import import_onnxruntime
 
         import_onnxruntime()
+        _require_fp32(precision)
     return arithmetic.find_device(device)
+
+
+def _require_fp32(precision: str) -> None:
+    if precision != "fp32":
+        raise InputError(f"precision={precision!r} is not allowed: ONNX Runtime runs networks in 'fp32'.")
 
 
 class _Scaled:

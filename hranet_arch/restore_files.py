@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import itertools
 import logging
 import os
 import time
@@ -15,7 +16,7 @@ from typing import Literal
 
 from tqdm import tqdm
 
-from hranet_arch import before_after, memory, networks, pictures
+from hranet_arch import before_after, memory, networks, pictures, tiff
 from hranet_arch.errors import InputError, refuse_folder
 from hranet_arch.files import require_writable
 from hranet_arch.noise_estimate import estimate_sigma
@@ -139,8 +140,8 @@ def _find_pictures(inputs: Sequence[str], output: Path, is_recursive: bool) -> I
         matches = [text] if os.path.lexists(text) else sorted(glob.glob(text, recursive=True))
         if not matches:
             raise InputError(f"{text}: no such file or folder, and no file fits it as a pattern.")
-        if text not in matches:  # the output folder of an earlier run may fit the pattern
-            matches = [match for match in matches if _real(match) != _real(output)]
+        if text not in matches and _is_inside(output, _find_root(text)):  # an earlier run's results may fit the pattern
+            matches = [match for match in matches if not _is_inside(match, output)]
         for path in map(Path, matches):
             found = _list_folder(path, output, is_recursive) if path.is_dir() else [path]
             for source in found:
@@ -149,10 +150,25 @@ def _find_pictures(inputs: Sequence[str], output: Path, is_recursive: bool) -> I
                     yield source, source.relative_to(path) if path.is_dir() else Path(source.name)
 
 
+def _find_root(pattern: str) -> Path:
+    """The folder that a pattern begins in."""
+    parts = Path(pattern).parts
+    return Path(*itertools.takewhile(lambda part: not glob.has_magic(part), parts))
+
+
+def _is_inside(path: str | Path, folder: str | Path) -> bool:
+    """Whether it is the folder, or in it."""
+    return Path(_real(path)).is_relative_to(_real(folder))
+
+
 def _list_folder(folder: Path, output: Path, is_recursive: bool) -> list[Path]:
-    """The files called as pictures, sorted; hidden ones and the output folder are passed over."""
-    found = []
-    for parent, folders, files in os.walk(folder, onerror=refuse_folder):
+    """The files called as pictures, sorted, through links; hidden ones and the output folder are passed over."""
+    found, seen = [], set()
+    for parent, folders, files in os.walk(folder, onerror=refuse_folder, followlinks=True):
+        if (real := _real(parent)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
         kept = [name for name in folders if name[0] != "." and os.path.realpath(Path(parent, name)) != _real(output)]
         folders[:] = sorted(kept) if is_recursive else []
         found += [Path(parent, name) for name in files if name[0] != "." and Path(name).suffix.lower() in FORMATS]
@@ -200,14 +216,19 @@ def run(items: Sequence[Item], settings: Settings, *, is_overwriting: bool = Fal
             if item.is_done and not is_overwriting:
                 outcome = Outcome(item, "skipped", f"{item.target}: is there already; --overwrite makes it anew")
             else:
-                outcome = _try(item, worker, progress)
+                outcome = _try(item, worker, progress, is_overwriting)
             yield outcome
 
 
-def _try(item: Item, worker: _Worker, progress: tqdm) -> Outcome:
+def _try(item: Item, worker: _Worker, progress: tqdm, is_overwriting: bool) -> Outcome:
     begin, before = time.monotonic(), progress.n
+
+    def report(header: Header, done: float) -> None:
+        progress.update(before + done * header.pixels - progress.n)
+
     try:
-        text = worker.restore(item, lambda header, done: progress.update(before + done * header.pixels - progress.n))
+        is_kept = item.target.exists() and not is_overwriting
+        text = worker.compare(item) if is_kept else worker.restore(item, report)
     except InputError as error:
         text = str(error) if str(item.source) in str(error) else f"{item.source}: {error}"
     except OSError as error:
@@ -253,13 +274,27 @@ class _Worker:
         )
         item.target.parent.mkdir(parents=True, exist_ok=True)
         if item.compare:
-            _write_comparison(picture, restoration, self.scale, item.compare)
+            restored = replace(picture, pixels=restoration.image)
+            _write_comparison(picture, restored, self.scale, item.compare)
         alpha = picture.alpha
-        if alpha is not None and self.scale > 1:
-            alpha = enlarge_bicubic(alpha, self.scale).clip(alpha.min(), alpha.max())
+        if self.scale > 1:
+            if alpha is not None:
+                alpha = enlarge_bicubic(alpha, self.scale).clip(alpha.min(), alpha.max())
+            if picture.tags.keys() & set(tiff.GEOREFERENCE):
+                picture.tags = {code: tag for code, tag in picture.tags.items() if code not in tiff.GEOREFERENCE}
+                picture.notes.append("without its map reference, which is for the old pixels")
         # Last: its presence says that all is done.
         pictures.write_picture(replace(picture, pixels=restoration.image, alpha=alpha), item.target)
         return _describe(item, picture, estimated, restoration, restorer)
+
+    def compare(self, item: Item) -> str:
+        """The comparison of a result that is there already, and is kept; returns a line about it."""
+        picture, restored = pictures.read_picture(item.source), pictures.read_picture(item.target)
+        sizes = [pictures.turn_upright(one.pixels, one.orientation).shape[:2] for one in (picture, restored)]
+        if sizes[1] != tuple(self.scale * side for side in sizes[0]):
+            raise InputError(f"{item.target}: is there already, and not of its size; --overwrite makes it anew.")
+        _write_comparison(picture, restored, self.scale, item.compare)
+        return f"{item.compare}: of {item.source} and of {item.target}, which was there already"
 
     @property
     def scale(self) -> int:
@@ -332,10 +367,13 @@ def _check_scale(network: networks.LoadedNetwork, scale: int | None) -> None:
         )
 
 
-def _write_comparison(picture: Picture, restoration: Restoration, scale: int, path: Path) -> None:
+def _write_comparison(picture: Picture, restored: Picture, scale: int, path: Path) -> None:
     """Before and after side by side, upright; before an enlargement is the bicubic one."""
     before = enlarge_bicubic(picture.pixels, scale) if scale > 1 else picture.pixels
-    turned = [pictures.turn_upright(pixels, picture.orientation) for pixels in (before, restoration.image)]
+    turned = [
+        pictures.turn_upright(pixels, one.orientation)
+        for pixels, one in ((before, picture), (restored.pixels, restored))
+    ]
     pictures.write_picture(Picture(before_after.compose(*turned)), path)
 
 

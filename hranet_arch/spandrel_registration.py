@@ -58,7 +58,7 @@ class HRANetArch(Architecture[HRANet]):
         Raises:
             InputError: if the tensors are not those of such a network.
         """
-        network = baselines.from_state_dict(state_dict, network_g)
+        network = baselines.from_state_dict(_without_constants(state_dict), network_g)
         channels = network.feature_extraction[0].in_channels
         # A tile that does not start at the attention's grid gives another result than the whole picture.
         is_local = network.halo is not None
@@ -81,8 +81,13 @@ class HRANetArch(Architecture[HRANet]):
 def _is_hranet(state_dict: StateDict) -> bool:
     if not all(isinstance(value, torch.Tensor) for value in state_dict.values()):
         return False
-    found = baselines.recognize(state_dict)
+    found = baselines.recognize(_without_constants(state_dict))
     return found is not None and found[0] is HRANet
+
+
+def _without_constants(state_dict: StateDict) -> StateDict:
+    """TorchScript's has the bicubic enlargement's kernels too, which are no weights."""
+    return {name: value for name, value in state_dict.items() if name != "enlargement.kernels"}
 
 
 def register(registry: ArchRegistry = MAIN_REGISTRY) -> None:

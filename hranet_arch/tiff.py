@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +23,8 @@ ORIENTATION = 274
 RESOLUTION, RESOLUTION_UNIT = (282, 283), 296  # across and down
 DESCRIPTION, SOFTWARE, DATETIME = 270, 305, 306
 # Make, model, artist, copyright, XMP, and the tags of GeoTIFF and GDAL: written again as they were.
-KEPT = (271, 272, 315, 33432, 700, 33550, 33922, 34264, 34735, 34736, 34737, 42112, 42113)
+GEOREFERENCE = (33550, 33922, 34264, 34735, 34736, 34737)  # GeoTIFF's: where on a map which pixel lies
+KEPT = (271, 272, 315, 33432, 700, *GEOREFERENCE, 42112, 42113)
 MINISWHITE, MINISBLACK, RGB = 0, 1, 2
 ASSOCIATED = 1
 
@@ -116,7 +118,7 @@ def read_pixels(path: Path, header: Header) -> np.ndarray:
         except (KeyError, ValueError) as error:
             if "imagecodecs" not in str(error):
                 raise
-            pixels = _read_with_opencv(path, header)
+            pixels = _read_with_opencv(path, header, page)
             if pixels is None:
                 raise InputError(f"{path}: {error}; with `pip install imagecodecs` it can be read.") from error
         if page.photometric == MINISWHITE:
@@ -136,15 +138,20 @@ def _divide_by_alpha(pixels: np.ndarray) -> np.ndarray:
     return np.concatenate([colors.astype(pixels.dtype), alpha], axis=-1)
 
 
-def _read_with_opencv(path: Path, header: Header) -> np.ndarray | None:
-    """OpenCV brings libtiff's compressions, but reads two or five channels as one and may change the type."""
-    if header.channels not in (1, 3, 4):
+def _read_with_opencv(path: Path, header: Header, page: tifffile.TiffPage) -> np.ndarray | None:
+    """OpenCV brings libtiff's compressions, but reads two or five channels as one, takes planes for pixels, turns the
+    picture as its tag says and may change the type."""
+    if header.channels not in (1, 3, 4) or (header.channels > 1 and page.planarconfig != 1):
         return None
-    pixels = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
+    data = np.fromfile(path, np.uint8)
+    if ORIENTATION in page.tags:  # as it is stored, here as everywhere; the tag is kept
+        tag = page.tags[ORIENTATION]
+        upright = np.frombuffer(struct.pack(page.parent.byteorder + {3: "H", 4: "I"}[int(tag.dtype)], 1), np.uint8)
+        data[tag.valueoffset : tag.valueoffset + len(upright)] = upright
+    pixels = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
     if pixels is None or pixels.dtype != header.dtype:
         return None
-    order = {1: cv2.COLOR_GRAY2RGB, 3: cv2.COLOR_BGR2RGB, 4: cv2.COLOR_BGRA2RGBA}[header.channels]
-    return pixels if header.channels == 1 else cv2.cvtColor(pixels, order)
+    return pixels[..., [2, 1, 0, 3][: header.channels]] if header.channels > 1 else pixels
 
 
 def _encode(dtype: int, count: int, value: object) -> tuple[int, int, object]:

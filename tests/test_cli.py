@@ -623,6 +623,7 @@ def test_profile(capsys, flags, expected):
         (("--arch", "HRANet", "--force_yml", "network_g:num_fea=8"), "Did you mean 'num_feat'?"),
         (("--arch", "HRANet", "--force_yml", "network_g:num_block=1"), "num_block=1 is not allowed"),
         (("--arch", "HRANet", "--size", "12"), "'12' is not HEIGHTxWIDTH"),
+        (("--arch", "EDVR", "--size", "16x16"), "EDVR does not take one picture of 3 x 16 x 16"),
     ],
 )
 def test_profile_names_what_it_cannot_use(capsys, flags, message):

@@ -322,6 +322,13 @@ def test_a_port_that_is_taken(models, capsys):
     assert "Give another --port or --host" in capsys.readouterr().err
 
 
+def test_a_host_and_a_device_that_are_none(models, capsys):
+    assert run_command("--model", models[0], "--port", "0", "--host", "127..0.0.1") == 2
+    assert "Cannot listen on 127..0.0.1:0" in capsys.readouterr().err
+    with pytest.raises(InputError, match="device='cuda:99' cannot be used"):
+        Cleaner([], "cuda:99")
+
+
 def test_a_file_that_is_no_network(tmp_path):
     (tmp_path / "bad.pth").write_bytes(b"bad")
     with pytest.raises(InputError, match="bad.pth: not a whole checkpoint"):

@@ -104,6 +104,26 @@ def test_patterns_find_files(capsys):
     assert listed() == ["[x].png", "a1.png", "a2.png"]
 
 
+def test_results_that_fit_the_pattern_are_no_input():
+    make("in/x/a.png", 5, 5)
+    for _ in range(2):
+        assert run("in/*/*.png", "-o", "in/out") == 0
+    assert listed("in/out") == ["a.png"]
+    assert (
+        run("in/x/*.png", "-o", ".") == 0
+    )  # what lies in the output folder is an input where the pattern begins there
+    assert Path("a.png").is_file()
+
+
+def test_linked_folders_are_gone_through_once():
+    make("in/a.png", 5, 5)
+    make("other/b.png", 5, 5)
+    Path("in/linked").symlink_to(Path("other").absolute())
+    Path("other/back").symlink_to(Path("in").absolute())
+    assert run("in", "-o", "out", "--recursive") == 0
+    assert listed() == ["a.png", "linked/b.png"]
+
+
 def test_arguments_that_cannot_be_used_end_with_2_and_do_nothing(capsys):
     make("in/a.png", 5, 5)
     make("other/a.png", 5, 5)
@@ -403,6 +423,21 @@ def test_comparisons_lie_beside_the_results_and_stand_upright(capsys):
     assert run("in", "-o", "out") == 0 and "is there already" in capsys.readouterr().out
     assert run("in", "-o", "out", "--compare") == 0
     assert listed() == ["a.jpg", "a_compare.png"]
+
+
+def test_a_result_that_lacks_a_comparison_gets_one_and_is_kept(capsys):
+    make("in/a.png", 20, 31)
+    kept = make("out/a.png", 20, 31, seed=1)
+    assert run("in", "-o", "out", "--compare") == 0
+    assert "which was there already" in capsys.readouterr().out
+    assert np.array_equal(pictures.read_picture("out/a.png").pixels, kept)
+    shown = pictures.read_picture("out/a_compare.png").pixels
+    assert (shown[:20, -31:, 0] == kept).mean() > 0.8  # all but the detail's mark
+    make("out/a.png", 9, 9)
+    Path("out/a_compare.png").unlink()
+    assert run("in", "-o", "out", "--compare") == 1
+    assert "not of its size; --overwrite makes it anew" in capsys.readouterr().err
+    assert run("in", "-o", "out", "--compare", "--overwrite") == 0
 
 
 # --- memory -----------------------------------------------------------------------------------------------------------

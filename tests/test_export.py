@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from hranet_arch import HRANet, export, networks, onnx_network
+from hranet_arch import HRANet, export, networks, onnx_network, restore
 from hranet_arch.baselines import DnCNN, FFDNet
 from hranet_arch.errors import InputError
 from hranet_arch.restore import Denoiser, Upscaler
@@ -195,6 +195,11 @@ def test_what_onnx_cannot_do_is_refused(onnx_files, tmp_path):
     if not onnx_network.has_cuda():
         with pytest.raises(InputError, match="cannot use a GPU"):
             networks.load_network(onnx_files / "local.onnx").module.to("cuda")
+
+
+def test_a_precision_that_onnx_runtime_lacks_is_refused_before_a_network_is_picked():
+    with pytest.raises(InputError, match="precision='bf16' is not allowed: ONNX Runtime runs networks in 'fp32'"):
+        restore.check_arguments("cpu", "bf16", None, "onnxruntime")
 
 
 def test_missing_extra_is_said(folder):

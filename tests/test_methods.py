@@ -1,6 +1,7 @@
 """The compared methods: networks from their weights alone, the classical ones, super-resolution."""
 
 import importlib.util
+import json
 import math
 from dataclasses import replace
 
@@ -58,6 +59,29 @@ def test_spandrel_recognises_swinir_from_weights_alone(tmp_path, color, shape):
     ]
     assert outputs[0].shape == shape and outputs[0].max() > 1
     np.testing.assert_allclose(outputs[0], outputs[1], atol=1e-5)
+
+
+def test_arguments_that_the_weights_shapes_do_not_show_must_be_the_files(tmp_path):
+    given = {"type": "HRANet", "num_feat": 4}
+    network = build(**{"name": "HRANet", "num_feat": 4, "attention_pool": "global"})
+    stored = json.dumps({**given, "attention_pool": "global"})
+    torch.save({"params": network.state_dict(), "network_g": stored}, tmp_path / "net.pth")
+    with pytest.raises(InputError, match=r"attention_pool: 'global' \(in network_g 8\).*or leave it out"):
+        methods.make_method({"weights": "net.pth", "network_g": given}, make_task(), tmp_path)
+    assert methods.make_method({"weights": "net.pth"}, make_task(), tmp_path).arguments["attention_pool"] == "global"
+
+
+@needs_spandrel
+@pytest.mark.parametrize(("task", "level", "scale"), [("sr", 2.0, 2), ("jpeg", 10.0, 1)])
+def test_networks_of_spandrel_that_are_told_nothing_do_other_tasks(tmp_path, task, level, scale):
+    upsampler = {"upscale": 2, "upsampler": "pixelshuffledirect"} if scale == 2 else {}
+    network = build("SwinIR", in_chans=3, **SWINIR | upsampler)
+    torch.save({"params": network.state_dict()}, tmp_path / "swinir.pth")
+    method = methods.make_method({"weights": "swinir.pth"}, make_task(task, "rgb", level), tmp_path)
+    picture = smooth((16, 24, 3))
+    with torch.inference_mode():
+        expected = network(torch.from_numpy(picture).permute(2, 0, 1)[None])[0].permute(1, 2, 0).numpy()
+    np.testing.assert_allclose(method(picture), expected, atol=1e-5)
 
 
 @needs_spandrel

@@ -11,7 +11,7 @@ import pytest
 import tifffile
 from PIL import Image, ImageOps
 
-from hranet_arch import exr, pictures, png
+from hranet_arch import exr, pictures, png, tiff
 from hranet_arch.errors import InputError
 
 ICC = b"profile " * 40
@@ -166,6 +166,25 @@ def test_tiffs_compressed_with_lzw_are_read(tmp_path, dtype):
     with tifffile.TiffFile(tmp_path / "a.tif") as file:
         assert file.pages[0].compression == 5
     assert np.array_equal(round_trip(tmp_path / "a.tif")[1].pixels, pixels)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_tiffs_that_opencv_reads_are_turned_once(tmp_path, orientation):
+    """By the tag, which is kept; OpenCV, which reads LZW here, would turn the pixels too."""
+    pixels = values("uint16", 9, 14)
+    Image.fromarray(pixels).save(tmp_path / "a.tif", compression="tiff_lzw", tiffinfo={274: orientation})
+    first, second = round_trip(tmp_path / "a.tif")
+    assert first.orientation == orientation == second.orientation
+    assert np.array_equal(first.pixels, pixels) and np.array_equal(second.pixels, pixels)
+
+
+def test_opencv_is_not_asked_for_planes(tmp_path):
+    """It takes them for pixels that lie one after the other."""
+    planes = np.moveaxis(values("uint16", 9, 14, 3), 2, 0)
+    tifffile.imwrite(tmp_path / "a.tif", planes, photometric="rgb", planarconfig="separate")
+    header = tiff.read_header(tmp_path / "a.tif")
+    with tifffile.TiffFile(tmp_path / "a.tif") as file:
+        assert tiff._read_with_opencv(tmp_path / "a.tif", header, file.pages[0]) is None
 
 
 def test_planar_and_inverted_tiffs_are_read(tmp_path):

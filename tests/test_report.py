@@ -407,6 +407,8 @@ def test_a_single_method_without_costs_is_enough(kept, tmp_path):
     data["failures"] = []
     record = Record.model_validate(data)
     write_pictures(record, tmp_path)
+    (tmp_path / "plots").mkdir()
+    (tmp_path / "plots/psnr_macs.png").write_bytes(b"of a run with other methods")
     report.write_report(record, tmp_path)
     assert "**" not in (tmp_path / "table.md").read_text("utf-8")
     assert list((tmp_path / "plots").iterdir()) == []

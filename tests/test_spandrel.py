@@ -89,6 +89,17 @@ def test_the_one_import_is_enough():
     assert "HRANet" in result.stdout, result.stderr
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit")
+@pytest.mark.parametrize("upscale", [2, 3])
+def test_an_enlarging_network_exported_to_torchscript_loads(tmp_path, upscale):
+    path = make_file(tmp_path, num_in_ch=3, num_out_ch=3, upscale=upscale)
+    exported = export.export(load_network(path), "torchscript", tmp_path / "net.pt").path
+    model = spandrel.ModelLoader().load_from_file(exported)
+    assert (model.scale, model.purpose) == (upscale, "SR")
+    x = torch.rand(1, 3, 17, 20)
+    assert (model(x) - spandrel.ModelLoader().load_from_file(path)(x)).abs().max() < 1e-5
+
+
 @pytest.mark.parametrize("upscale", [2, 3])
 def test_an_enlarging_network_says_its_scale(tmp_path, upscale):
     path = make_file(tmp_path, num_in_ch=3, num_out_ch=3, upscale=upscale)

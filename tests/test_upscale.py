@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
 from safetensors.torch import save_file
@@ -353,3 +354,19 @@ def test_help_says_what_each_verb_takes(capsys):
         assert run(verb, "--help") == 0
         text = capsys.readouterr().out
         assert has in text and lacks not in text and f"example:\n  basicsr {verb} " in text
+
+
+def test_a_map_reference_for_the_old_pixels_is_left_out(tmp_path, monkeypatch, capsys):
+    """Ten metres a pixel would be wrong of pixels half as large; the artist stays."""
+    monkeypatch.chdir(tmp_path)
+    save_file(
+        make_bicubic(2).state_dict(),
+        "net.safetensors",
+        {"network_g": json.dumps({"type": "HRANet", "num_feat": 4, "upscale": 2})},
+    )
+    extra = [(33550, 12, 3, (10.0, 10.0, 0.0), True), (34735, 3, 4, (1, 1, 0, 0), True), (315, 2, 0, "Ann", True)]
+    tifffile.imwrite("a.tif", np.zeros((9, 14), np.uint16), extratags=extra)
+    assert run_cli("upscale", "a.tif", "-o", "b.tif", "--model", "net.safetensors") == 0
+    assert "without its map reference" in capsys.readouterr().out
+    with tifffile.TiffFile("b.tif") as file:
+        assert {33550, 34735}.isdisjoint(file.pages[0].tags) and file.pages[0].tags[315].value == "Ann"
