@@ -118,7 +118,7 @@ def _measure_picture(
                or journal.values.get(make_key("picture", keys[name])) != _hash_file(files[name])]  # fmt: skip
     clean_file = examples.picture_path(plan.folder, testset, level, examples.CLEAN, picture.name)
     clean_key = make_key("clean", picture.sha256, plan.color)
-    has_clean = clean_key in journal.values and journal.values[clean_key] == _hash_file(clean_file)
+    has_clean = journal.values.get(clean_key, "") == _hash_file(clean_file)
     if not missing and has_clean:
         return
     clean = _read(picture.gt, plan.color)

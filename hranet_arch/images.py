@@ -33,17 +33,17 @@ def list_pictures(folder: Path, *, skip_unlisted: bool = False) -> list[Path]:
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder. Give a folder of pictures.")
     paths = []
-    for parent, _, files in _walk(folder, skip_unlisted):
+    for parent, _, files in walk(folder, skip_unlisted):
         paths += [Path(parent, name) for name in files if name.lower().endswith(SUFFIXES) and name[0] != "."]
     return sorted(paths)
 
 
 def list_databases(folder: Path) -> list[Path]:
     """LMDBs in a folder and below, sorted; found as ``list_pictures`` finds pictures."""
-    return sorted(Path(parent, name) for parent, names, _ in _walk(folder) for name in names if name.endswith(".lmdb"))
+    return sorted(Path(parent, name) for parent, names, _ in walk(folder) for name in names if name.endswith(".lmdb"))
 
 
-def _walk(folder: Path, skip_unlisted: bool = False) -> Iterator[tuple[str, list[str], list[str]]]:
+def walk(folder: Path, skip_unlisted: bool = False) -> Iterator[tuple[str, list[str], list[str]]]:
     """``os.walk`` through links, each folder once; neither into hidden folders nor into LMDBs."""
     seen = set()
     for parent, folders, files in os.walk(folder, onerror=None if skip_unlisted else refuse_folder, followlinks=True):

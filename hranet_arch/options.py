@@ -328,7 +328,7 @@ def _check_validation(options: dict) -> list[str]:
     is_upstreams = options["model_type"] in ("SRModel", "SwinIRModel")
     has_metrics = bool(options["val"].get("metrics"))
     if best_on == "first":
-        best_on = [name for name in sets if name not in noisy_alone][:has_metrics]
+        best_on = [name for name in sets if name not in noisy_alone][:1] if has_metrics else []
     elif best_on and is_upstreams:
         logger.warning("val.best_on: %s keeps no best checkpoint; RestorationModel does.", options["model_type"])
     for key in ("tile", "halo"):

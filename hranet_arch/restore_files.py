@@ -17,8 +17,9 @@ from typing import Literal
 from tqdm import tqdm
 
 from hranet_arch import before_after, memory, networks, pictures, tiff
-from hranet_arch.errors import InputError, refuse_folder
+from hranet_arch.errors import InputError
 from hranet_arch.files import require_writable
+from hranet_arch.images import walk
 from hranet_arch.noise_estimate import estimate_sigma
 from hranet_arch.pictures import FORMATS, Header, Picture
 from hranet_arch.restore import RESTORERS, Restoration, Restorer, check_arguments, enlarge_bicubic
@@ -140,7 +141,7 @@ def _find_pictures(inputs: Sequence[str], output: Path, is_recursive: bool) -> I
         matches = [text] if os.path.lexists(text) else sorted(glob.glob(text, recursive=True))
         if not matches:
             raise InputError(f"{text}: no such file or folder, and no file fits it as a pattern.")
-        if text not in matches and _is_inside(output, _find_root(text)):  # an earlier run's results may fit the pattern
+        if text not in matches and _is_below(output, _find_root(text)):  # an earlier run's results may fit the pattern
             matches = [match for match in matches if not _is_inside(match, output)]
         for path in map(Path, matches):
             found = _list_folder(path, output, is_recursive) if path.is_dir() else [path]
@@ -161,17 +162,19 @@ def _is_inside(path: str | Path, folder: str | Path) -> bool:
     return Path(_real(path)).is_relative_to(_real(folder))
 
 
+def _is_below(path: str | Path, folder: str | Path) -> bool:
+    """Whether it is in the folder, and not the folder itself."""
+    return _real(path) != _real(folder) and _is_inside(path, folder)
+
+
 def _list_folder(folder: Path, output: Path, is_recursive: bool) -> list[Path]:
     """The files called as pictures, sorted, through links; hidden ones and the output folder are passed over."""
-    found, seen = [], set()
-    for parent, folders, files in os.walk(folder, onerror=refuse_folder, followlinks=True):
-        if (real := _real(parent)) in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        kept = [name for name in folders if name[0] != "." and os.path.realpath(Path(parent, name)) != _real(output)]
-        folders[:] = sorted(kept) if is_recursive else []
-        found += [Path(parent, name) for name in files if name[0] != "." and Path(name).suffix.lower() in FORMATS]
+    found = []
+    for parent, _, files in walk(folder):
+        if not (_is_below(output, folder) and _is_inside(parent, output)):
+            found += [Path(parent, name) for name in files if name[0] != "." and Path(name).suffix.lower() in FORMATS]
+        if not is_recursive:
+            break
     return sorted(found)
 
 

@@ -22,8 +22,8 @@ logging.getLogger("tifffile").addHandler(logging.NullHandler())
 ORIENTATION = 274
 RESOLUTION, RESOLUTION_UNIT = (282, 283), 296  # across and down
 DESCRIPTION, SOFTWARE, DATETIME = 270, 305, 306
-# Make, model, artist, copyright, XMP, and the tags of GeoTIFF and GDAL: written again as they were.
 GEOREFERENCE = (33550, 33922, 34264, 34735, 34736, 34737)  # GeoTIFF's: where on a map which pixel lies
+# Make, model, artist, copyright, XMP, and the tags of GeoTIFF and GDAL: written again as they were.
 KEPT = (271, 272, 315, 33432, 700, *GEOREFERENCE, 42112, 42113)
 MINISWHITE, MINISBLACK, RGB = 0, 1, 2
 ASSOCIATED = 1

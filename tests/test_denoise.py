@@ -109,9 +109,8 @@ def test_results_that_fit_the_pattern_are_no_input():
     for _ in range(2):
         assert run("in/*/*.png", "-o", "in/out") == 0
     assert listed("in/out") == ["a.png"]
-    assert (
-        run("in/x/*.png", "-o", ".") == 0
-    )  # what lies in the output folder is an input where the pattern begins there
+    assert run("in/x/*.png", "-o", "in/x") == 2  # over the pictures themselves
+    assert run("in/x/*.png", "-o", ".") == 0  # a folder that the pictures lie in is no earlier run's alone
     assert Path("a.png").is_file()
 
 
