@@ -8,6 +8,7 @@ a page is written by hand, and stays.
 
 from __future__ import annotations
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -87,6 +88,7 @@ def format_comparison(path: Path) -> str:
 
 
 def main() -> int:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     for path, text in make_pages().items():
         write_text(path, text)
     return 0

@@ -8,6 +8,7 @@ between the two lines is written by hand.
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 from pathlib import Path
@@ -165,6 +166,7 @@ def _quartiles(latency: dict) -> dict:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     for page in PAGES:
         page.write_text(render(page.read_text("utf-8"), DOCS / "records"), "utf-8")
 
