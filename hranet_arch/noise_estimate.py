@@ -17,8 +17,8 @@ def estimate_sigma(image: np.ndarray) -> float | None:
     After J. Immerkaer, «Fast noise variance estimation», CVIU 64(2), 1996, whose filter (the difference of two
     Laplacians) leaves little of a picture but its noise, here by areas of 16 x 16 pixels, of which the tenth with the
     least left is taken to have none of the picture: texture is not mistaken for noise unless it is everywhere. Areas
-    full of black and white pixels, where noise was cut off, are passed over. Its error on BSD68 beside the usual
-    wavelet estimator's: ``docs/denoise.md``.
+    full of black and white pixels, where noise was cut off, are passed over, and so are borders of one colour, which
+    were put around a picture. Its error on BSD68 beside the usual wavelet estimator's: ``docs/denoise.md``.
 
     Args:
         image: ``(h, w)`` or ``(h, w, c)`` without alpha; uint8, uint16, or float in [0, 1].
@@ -29,7 +29,7 @@ def estimate_sigma(image: np.ndarray) -> float | None:
     if min(image.shape[:2]) < BLOCK + 2:
         return None
     white = np.iinfo(image.dtype).max if image.dtype.kind == "u" else 1.0
-    planes = np.moveaxis(image[..., None] if image.ndim == 2 else image, 2, 0)
+    planes = np.moveaxis(_cut_borders(image if image.ndim == 3 else image[..., None]), 2, 0)
     variances = [_estimate_deviation(plane, white) ** 2 for plane in planes]
     return float(np.sqrt(np.mean(variances)))
 
@@ -44,6 +44,21 @@ def _estimate_deviation(plane: np.ndarray, white: float) -> float:
     deviation, cut_off = np.concatenate(deviations), np.concatenate(saturated)
     is_telling = cut_off <= max(SATURATED_PART, np.quantile(cut_off, FLAT_PART))
     return float(np.quantile(deviation[is_telling], FLAT_PART)) / FLAT_DEVIATION
+
+
+def _cut_borders(image: np.ndarray) -> np.ndarray:
+    """``(h, w, c)`` without the rows at top and bottom, then the columns at the sides, that are of one colour each.
+
+    All of it where too little would be left: that is a drawing.
+    """
+    inner = image
+    for axis in (0, 1):
+        lines = np.moveaxis(inner, axis, 0)
+        varied = np.flatnonzero((lines != lines[:, :1]).any((1, 2)))
+        if len(varied) == 0 or varied[-1] + 1 - varied[0] < BLOCK + 2:
+            return image
+        inner = np.moveaxis(lines[varied[0] : varied[-1] + 1], 0, axis)
+    return inner
 
 
 def _cut_windows(plane: np.ndarray) -> list[np.ndarray]:

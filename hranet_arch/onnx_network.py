@@ -111,7 +111,7 @@ def read_onnx(model: bytes, path: Path) -> LoadedNetwork:
     try:
         halo = json.loads(texts["halo"])
         multiple, nbytes = int(texts["tile_multiple"]), float(texts["bytes_per_pixel"])
-        is_sound = (halo is None or (isinstance(halo, int) and halo >= 0)) and multiple >= 1 and math.isfinite(nbytes)
+        is_sound = (halo is None or (isinstance(halo, int) and halo >= 0)) and multiple >= 1 and 0 < nbytes < math.inf
     except (KeyError, ValueError) as error:
         raise InputError(
             "is not a model that `basicsr export --format onnx` wrote: it does not say its halo."

@@ -125,9 +125,12 @@ def main() -> None:
     parser.add_argument("--pools", nargs="+", default=["global", "8"], help="'global' or strides")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="bf16")
     args = parser.parse_args()
+    args.output.parent.mkdir(parents=True, exist_ok=True)
     args.precision = arithmetic.choose(args.precision, torch.device("cpu"), print)
 
     pictures = read_pictures(args.input, args.list)
+    if len(pictures) <= args.val_pictures:
+        parser.error(f"--val-pictures {args.val_pictures}: of {len(pictures)} pictures none would be left to train on.")
     random.Random(0).shuffle(pictures)
     validation, training = pictures[: args.val_pictures], pictures[args.val_pictures :]
     record = {

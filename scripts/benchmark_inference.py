@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from hranet_arch import arithmetic, checkpoints, fusion, noise
 from hranet_arch.allocator import keep_freed_memory
 from hranet_arch.hranet import HRANet, LightweightBlock
-from hranet_arch.images import decode_image, to_float
+from hranet_arch.images import decode_image, list_pictures, to_float
 
 SIGMA = 25
 RANDOM = Path("random")  # instead of a checkpoint
@@ -153,11 +153,10 @@ def list_contestants(device: str) -> dict[str, dict]:
 def read_pictures(folder: Path | None) -> list[np.ndarray]:
     """Grey float pictures in [0, 1]: of a folder, or of the bundled sample's validation set."""
     if folder is not None:
-        return [
-            to_float(decode_image(path.read_bytes(), path.name, "gray"), path.name)
-            for path in sorted(folder.iterdir())
-            if path.suffix.lower() in (".png", ".bmp", ".tif")
-        ]
+        paths = list_pictures(folder)
+        if not paths:
+            raise SystemExit(f"--pictures {folder}: there are no pictures.")
+        return [to_float(decode_image(path.read_bytes(), path.name, "gray"), path.name) for path in paths]
     from hranet_arch.datasets import PictureStore
     from hranet_arch.sample import prepare_sample
 

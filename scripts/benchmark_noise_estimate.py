@@ -1,6 +1,6 @@
 """Measures how far ``--sigma auto`` is off on BSD68, beside scikit-image's wavelet estimator; writes the JSON record.
 
-    python scripts/benchmark_noise_estimate.py DIR/BSD68
+    python scripts/benchmark_noise_estimate.py DIR/BSD68 --output docs/records/noise_estimate.json
 
 The field's test noise at each level, as it is (unclipped) and as an 8-bit file has it (clipped, rounded). scikit-image
 needs PyWavelets for its estimator; without it, ours is measured alone.
@@ -20,7 +20,6 @@ from hranet_arch.noise_estimate import estimate_sigma
 from hranet_arch.provenance import describe_commit, describe_machine
 from hranet_arch.testsets import hash_set
 
-RECORD = Path(__file__).resolve().parent.parent / "docs" / "records" / "noise_estimate.json"
 SIGMAS = (5, 10, 15, 25, 35, 50, 75)
 
 
@@ -58,18 +57,24 @@ def measure(pictures: list[np.ndarray]) -> list[dict]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", help="folder of BSD68's pictures")
-    paths = list_pictures(Path(parser.parse_args().folder))
+    parser.add_argument("folder", type=Path, help="folder of pictures: BSD68's for the record in docs/")
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="JSON record to write")
+    arguments = parser.parse_args()
+    paths = list_pictures(arguments.folder)
+    if not paths:
+        parser.error(f"{arguments.folder}: there are no pictures.")
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
     pictures = [decode_image(path.read_bytes(), str(path), "gray") / 255 for path in paths]
     record = {
         "commit": describe_commit(),
-        "what": "error of estimated noise levels, in grey levels, on BSD68",
+        "what": "error of estimated noise levels, in grey levels, on the pictures of a folder",
+        "folder": arguments.folder.name,
         "pictures": len(paths),
         "sha256_of_set": hash_set(paths),
         "machine": describe_machine(),
         "results": measure(pictures),
     }
-    RECORD.write_text(json.dumps(record, indent=1) + "\n")
+    arguments.output.write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

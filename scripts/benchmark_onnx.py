@@ -34,6 +34,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=6, help="how often each has its turn")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="record to write")
     arguments = parser.parse_args()
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(arguments.threads)
     keep_freed_memory()  # as the command does
     networks = [load_network(name) for name in arguments.model] if arguments.model else make_networks()

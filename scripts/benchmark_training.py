@@ -354,11 +354,15 @@ def main() -> None:
         parser.error(f"--curve-steps {arguments.curve_steps}: 0 for no curves, or at least {2 * WINDOW}.")
     if arguments.curve_steps and arguments.curve_runs < 2:
         parser.error(f"--curve-runs {arguments.curve_runs}: at least 2, to know how far runs differ.")
+    if arguments.steps == 0:
+        parser.error("--steps 0: at least 1.")
     if arguments.quick:
         arguments.num_feat, arguments.batch, arguments.rounds, arguments.steps = [4], 2, 2, 2
         arguments.curve_steps, arguments.curve_runs, arguments.only = 2 * WINDOW, 2, arguments.only or ["ours"]
-    arguments.steps = arguments.steps or (200 if arguments.device == "cuda" else 10)
-    arguments.workers = arguments.workers or (6 if arguments.device == "cuda" else 2)
+    if arguments.steps is None:
+        arguments.steps = 200 if arguments.device == "cuda" else 10
+    if arguments.workers is None:
+        arguments.workers = 6 if arguments.device == "cuda" else 2
     shown = {**vars(arguments), "input": arguments.input.name, "output": arguments.output.name}
     shown |= {"patch": PATCH, "sigma": SIGMA}
     torch.backends.cudnn.benchmark = True  # as in the contestants' processes: the record tells of this one

@@ -2,8 +2,8 @@
 
     python scripts/finetune_demo.py --record finetune.json --picture real.png --real real_hubble.png
 
-Makes pairs of the sample's pictures with one camera's noise (photons, reading, gamma, JPEG: ``CAMERA``), in the folders
-that ``options/paired/finetune_hranet.yml`` names; fine-tunes; cleans the validation scenes with the network for white
+Makes pairs of the sample's pictures with one camera's noise (photons, reading, gamma, JPEG: ``CAMERA``), in folders of
+their own; fine-tunes by ``options/paired/finetune_hranet.yml``; cleans the validation scenes with the network for white
 Gaussian noise, the one for photographs and the fine-tuned one; prints and records their PSNR. And cleans a part of a
 picture whose noise is real, the Hubble deep field, which scikit-image ships, with the two released ones.
 """
@@ -25,7 +25,8 @@ from hranet_arch.files import write_text
 from hranet_arch.images import to_8bit
 from hranet_arch.lmdb_reader import open_lmdb, read_value
 
-PAIRS = Path("datasets/pairs")
+PAIRS = Path("datasets/finetune_demo")  # not datasets/pairs, where a person's own pairs lie
+PARTS = ("train", "val")
 RECIPE = "options/paired/finetune_hranet.yml"
 CAMERA = {"photons": 250, "sigma": 3, "gamma": 2.2, "jpeg_quality": 75}
 SHOWN, TOP, LEFT, SIDE = "coffee", 60, 20, 160  # the part of a validation picture that is drawn
@@ -46,10 +47,10 @@ def photograph(scene: np.ndarray, random: np.random.Generator) -> np.ndarray:
 
 
 def make_pairs() -> None:
-    """``datasets/pairs/{train,val}_{noisy,clean}/NAME.png``, the same each time."""
+    """``PAIRS/{train,val}_{noisy,clean}/NAME.png``, the same each time."""
     sample.prepare_sample()
     random = np.random.default_rng(0)
-    for part in ("train", "val"):
+    for part in PARTS:
         root = Path(sample.ROOT) / f"{part}.lmdb"
         folders = [PAIRS / f"{part}_{kind}" for kind in ("noisy", "clean")]
         for folder in folders:
@@ -102,8 +103,12 @@ def main() -> None:
     parser.add_argument("--picture", type=Path, default=Path("finetune.png"), metavar="FILE")
     parser.add_argument("--real", type=Path, default=Path("real_hubble.png"), metavar="FILE")
     arguments = parser.parse_args()
+    for path in filter(None, (arguments.record, arguments.picture, arguments.real)):
+        path.parent.mkdir(parents=True, exist_ok=True)
     make_pairs()
-    run("train", "-opt", RECIPE)
+    kinds = {"lq": "noisy", "gt": "clean"}
+    places = [f"{part}:dataroot_{key}={PAIRS}/{part}_{kind}" for part in PARTS for key, kind in kinds.items()]
+    run("train", "-opt", RECIPE, "--force_yml", *[f"datasets:{place}" for place in places])
     scores, shown = clean_all()
     means = {name: float(np.mean(list(values.values()))) for name, values in scores.items()}
     for name, mean in means.items():

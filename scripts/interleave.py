@@ -51,16 +51,22 @@ class Contestant:
     def ask(self, method: str, *arguments: Any) -> None:
         """Calls a method without waiting for it."""
         self.wait()
-        self.pipe.send((method, arguments))
+        try:
+            self.pipe.send((method, arguments))
+        except ConnectionError:
+            raise self._gone() from None
 
     def answer(self) -> Any:
         try:
             is_done, answer = self.pipe.recv()
-        except EOFError:
-            raise SystemExit(f"{self.name}: its process ended (out of memory, perhaps).") from None
+        except (EOFError, ConnectionError):
+            raise self._gone() from None
         if not is_done:
             raise SystemExit(f"{self.name} failed:\n{answer}")
         return answer
+
+    def _gone(self) -> SystemExit:
+        return SystemExit(f"{self.name}: its process ended (out of memory, perhaps).")
 
     def close(self) -> None:
         self.pipe.close()

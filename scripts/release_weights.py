@@ -66,12 +66,16 @@ def release(run: Path, recipe: Path, output: Path) -> str:
     """Writes weights and card; returns a line that says what was done.
 
     Raises:
-        InputError: if the weights are too large, no better than others there, or not those that the run's newest
-            training state speaks of.
+        InputError: if the option file is another training's, or the weights are too large, no better than others there,
+            or not those that the run's newest training state speaks of.
     """
     # The newest: a run that was resumed by another file has several.
     newest = max(run.glob("*.y*ml"), key=lambda path: path.stat().st_mtime, default=run / "options.yml")
     opt = option_files.read_options(newest)
+    if "network_g" not in opt:
+        raise InputError(f"{newest}: is not the option file of a training, and newer than that of {run}. Move it away.")
+    if (name := option_files.read_options(recipe).get("name")) != opt["name"]:
+        raise InputError(f"{recipe}: trains {name}, and {run} is of {opt['name']}. Give the option file that made it.")
     if opt["network_g"]["type"] != "HRANet":
         raise InputError(f"{run}: trains {opt['network_g']['type']}; what is released here are HRANets.")
     checkpoint = load_checkpoint(run / "models" / "net_g_best.pth")
@@ -109,7 +113,9 @@ def update_cards(record: Record, folder: Path) -> list[str]:
     lines = []
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, "pt") as file:
-            metadata = file.metadata()
+            metadata = file.metadata() or {}
+        if "card" not in metadata:  # not released from here
+            continue
         card, params = json.loads(metadata["card"]), load_checkpoint(path)
         is_of_task = LEVELS[record.protocol.task] in card
         if is_of_task and (results := find_results(record, hash_params(params))):

@@ -12,19 +12,17 @@ are dead, what reads it begins at zero; where one lives, the other's new weights
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
-from widen_weights import read_hranet
+from widen_weights import read_hranet, write_hranet
 
 from hranet_arch.errors import InputError
 from hranet_arch.hranet import ConvReLU, HRANet, LightweightBlock
-from hranet_arch.images import decode_image, list_pictures
+from hranet_arch.images import decode_image, list_pictures, to_float, to_tensor
 
 DEAD = 0.001  # the share of pixels that a dead channel lets through, at most
 SMALL = 0.05  # a revived channel beside a living one, in living channels' standard deviations
@@ -82,8 +80,8 @@ def load_noisy(folder: Path, color: str, sigma: float) -> Tensor:
     generator = torch.Generator().manual_seed(1)
     cuts = []
     for path in paths:
-        pixels = torch.from_numpy(decode_image(path.read_bytes(), str(path), color)[:SIDE, :SIDE] / 255.0).float()
-        pixels = pixels[None, None] if pixels.ndim == 2 else pixels.flip(2).permute(2, 0, 1)[None]
+        picture = decode_image(path.read_bytes(), str(path), color)[:SIDE, :SIDE]
+        pixels = to_tensor(to_float(picture, str(path)))[None]
         cuts.append(pixels + torch.randn(pixels.shape, generator=generator) * sigma / 255)
     if len({cut.shape for cut in cuts}) != 1:
         raise InputError(f"{folder}: give a folder of pictures of at least {SIDE}x{SIDE} pixels.")
@@ -103,11 +101,10 @@ def main(argv: list[str] | None = None) -> int:
         network, options = read_hranet(arguments.weights)
         color = "gray" if network.feature_extraction[0].in_channels == 1 else "rgb"
         count = revive(network.eval(), load_noisy(arguments.pictures, color, arguments.sigma))
-    except (InputError, ValueError) as error:
+        write_hranet(arguments.output, network, options)
+    except (InputError, ValueError, OSError) as error:
         print(f"revive_weights: {error}", file=sys.stderr)
         return 1
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    save_file(network.state_dict(), arguments.output, {"network_g": json.dumps(options)})
     print(f"{count} channels revived")
     return 0
 

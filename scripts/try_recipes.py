@@ -193,6 +193,7 @@ def try_all(arguments: argparse.Namespace) -> None:
         raise InputError(f"--trials {', '.join(sorted(unknown))}: there are {', '.join(trials)}.")
     length, seeds = arguments.iterations, arguments.seeds
     opt = arguments.opt or OPTION_FILES.get(arguments.group, OPTION_FILE)
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
     record = read_record(arguments.output, {"option_file": opt.as_posix()})
     for one in record["results"]:
         if one["trial"] in names and one["iterations"] == length and one["changes"] != trials[one["trial"]]:
@@ -218,12 +219,15 @@ def read_record(path: Path, settings: dict) -> dict:
     """The record to go on with; a new one where there is none.
 
     Raises:
-        InputError: if the record there is of another option file.
+        InputError: if the record there is of another option file, or not whole.
     """
     if not path.is_file():
         machine = provenance.describe_machine()
         return {"commit": provenance.describe_commit(), "machine": machine, "settings": settings, "results": []}
-    record = json.loads(path.read_text("utf-8"))
+    try:
+        record = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path}: is not a whole record ({error}); give another --output.") from error
     if record["settings"] != settings:
         raise InputError(f"{path}: is of {record['settings']}, not of {settings}; give another --output.")
     return record

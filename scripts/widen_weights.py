@@ -20,6 +20,7 @@ from torch import Tensor
 
 from hranet_arch import baselines
 from hranet_arch.errors import InputError
+from hranet_arch.files import whole_file
 from hranet_arch.hranet import HRANet
 from hranet_arch.networks import find_weights, read_weights
 
@@ -67,6 +68,20 @@ def read_hranet(weights: str) -> tuple[HRANet, dict]:
     return baselines.from_state_dict(params, options), options
 
 
+def write_hranet(path: Path, network: HRANet, options: dict) -> None:
+    """A file that says of which network it is.
+
+    Raises:
+        InputError: if its name is not one of safetensors, by which it would be read as another kind of file.
+    """
+    if path.suffix != ".safetensors":
+        raise InputError(f"--output {path}: give a name that ends in .safetensors.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as temporary:
+        save_file(network.state_dict(), temporary, {"network_g": json.dumps(options)})
+        temporary.chmod(0o644)  # safetensors makes it readable for its owner alone
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", required=True, metavar="NAME", help="a released HRANet, or a file")
@@ -80,11 +95,10 @@ def main(argv: list[str] | None = None) -> int:
         wider = {**options, "num_feat": arguments.num_feat}
         wide = HRANet(**{key: value for key, value in wider.items() if key != "type"})
         widen(narrow, wide)
-    except (InputError, ValueError) as error:
+        write_hranet(arguments.output, wide, wider)
+    except (InputError, ValueError, OSError) as error:
         print(f"widen_weights: {error}", file=sys.stderr)
         return 1
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    save_file(wide.state_dict(), arguments.output, {"network_g": json.dumps(wider)})
     return 0
 
 

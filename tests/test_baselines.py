@@ -495,6 +495,9 @@ UNKNOWN = {
     "an empty attention": {
         **HRANet(num_feat=4).state_dict(), "coarse_denoising.blocks.0.eca.squeeze.weight": torch.zeros(0, 4, 1, 1)
     },
+    "a number for its last convolution": {
+        **HRANet(num_feat=4).state_dict(), "detail_enhancement.15.weight": torch.tensor(1.0)
+    },
     "empty layers": plain([0, 0, 0]),
     "DataParallel's names": {f"module.{name}": value for name, value in DNCNN.items()},
 }  # fmt: skip

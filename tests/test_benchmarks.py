@@ -1,6 +1,7 @@
 """The benchmark scripts: their arithmetic by hand, a short run of each, and that the page says what the records say."""
 
 import importlib
+import itertools
 import json
 import logging
 import os
@@ -10,6 +11,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -99,10 +101,15 @@ def test_all_processes_end_after_one_failed(capsys):
     """Contestants are dictionaries here, of their arguments."""
     from interleave import compile_all, running
 
-    with running(dict, {"threads": 1}, {"sound": "fast", "broken": "slow"}) as contestants:
+    with running(dict, {"threads": 1}, {"sound": "fast", "killed": "fast", "broken": "slow"}) as contestants:
         assert contestants["sound"].call("get", "options") == "fast"
         with pytest.raises(SystemExit, match="(?s)broken failed:.*AttributeError"):
             contestants["broken"].call("run")
+        contestants["killed"].wait()
+        contestants["killed"].process.kill()
+        contestants["killed"].process.join()
+        with pytest.raises(SystemExit, match="killed: its process ended .out of memory, perhaps"):
+            contestants["killed"].call("get", "options")
     assert not any(contestant.process.is_alive() for contestant in contestants.values())
     compile_all(dict, {}, {"broken": "slow"}, "run")
     assert "compiling beside the others: broken failed" in capsys.readouterr().err
@@ -466,6 +473,33 @@ def test_the_page_about_photographs_says_what_its_record_says():
     page = (REPOSITORY / "docs/real.md").read_text()
     for method, mean in record["mean"].items():
         assert f"{mean:.2f} dB |" in next(line for line in page.splitlines() if line.startswith(f"| {method} |"))
+
+
+def test_a_folder_without_pictures_is_refused_before_the_timing(tmp_path):
+    from benchmark_inference import read_pictures
+
+    with pytest.raises(SystemExit, match="there are no pictures"):
+        read_pictures(tmp_path)
+    cv2.imwrite(str(tmp_path / "a.jpg"), np.full((20, 30), 51, np.uint8))
+    assert read_pictures(tmp_path)[0] == pytest.approx(0.2, abs=0.005)
+
+
+def test_the_fine_tuning_demo_leaves_a_persons_own_pairs_alone(tmp_path, monkeypatch):
+    import finetune_demo
+
+    def stop(*command):
+        raise SystemExit(dict(entry.split("=") for entry in command[command.index("--force_yml") + 1 :]))
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["finetune_demo", "--picture", "new/a.png", "--record", "new/b.json"])
+    monkeypatch.setattr(finetune_demo, "run", stop)
+    with pytest.raises(SystemExit) as training:
+        finetune_demo.main()
+    assert Path("new").is_dir() and not Path("datasets/pairs").exists()
+    options = read_options(REPOSITORY / finetune_demo.RECIPE)
+    for part, key in itertools.product(("train", "val"), ("dataroot_lq", "dataroot_gt")):
+        assert key in options["datasets"][part]
+        assert any(Path(training.value.code[f"datasets:{part}:{key}"]).iterdir())
 
 
 def test_a_steps_time_is_read_where_nothing_was_validated(tmp_path, monkeypatch):

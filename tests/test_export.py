@@ -111,6 +111,18 @@ def test_onnx_file_says_what_it_is(onnx_files):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("key, value", [("bytes_per_pixel", "0"), ("bytes_per_pixel", "-5.0"), ("halo", "-1")])
+def test_onnx_file_of_impossible_sizes_is_refused(onnx_files, tmp_path, key, value):
+    import onnx
+
+    model = onnx.load(onnx_files / "local.onnx")
+    next(entry for entry in model.metadata_props if entry.key == key).value = value
+    onnx.save(model, tmp_path / "bad.onnx")
+    with pytest.raises(InputError, match=f"bad.onnx: its entries .*{key}={value}.* are no sizes"):
+        networks.load_network(tmp_path / "bad.onnx")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("tile", [64, 150, None])
 def test_denoiser_runs_onnx_in_the_same_tiles(onnx_files, tile):
     x = noisy(1, 301, 290)

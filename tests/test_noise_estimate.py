@@ -43,11 +43,30 @@ def test_depth_and_channels_change_nothing():
     assert estimate_sigma(half) == pytest.approx(expected / 2**0.5, abs=1e-6)  # the root of the mean square
 
 
-def test_white_and_black_areas_are_passed_over():
-    image = np.full((200, 200), 255, np.uint8)
-    image[:, :150] = (128 + 10 * np.random.default_rng(0).normal(size=(200, 150))).astype(np.uint8)
+def make_noise(*shape):
+    return (128 + 10 * np.random.default_rng(0).normal(size=shape)).astype(np.uint8)
+
+
+@pytest.mark.parametrize("value", [0, 255])
+def test_white_and_black_areas_are_passed_over(value):
+    image = make_noise(200, 200)
+    image[30:170, 80:140] = value
     assert estimate_sigma(image) == pytest.approx(10, abs=0.5)
-    assert estimate_sigma(np.full((200, 200), 255, np.uint8)) == 0
+    assert estimate_sigma(np.full((200, 200), value, np.uint8)) == 0
+
+
+def test_borders_of_one_color_are_passed_over():
+    """A page's margin, and the bars of a film in a frame: the estimate is that of what they surround."""
+    scene = make_noise(90, 120, 3)
+    expected = estimate_sigma(scene)
+    image = np.full((160, 200, 3), (16, 128, 128), np.uint8)
+    image[40:130, 50:170] = scene
+    assert estimate_sigma(image) == expected
+    image[130:] = 235
+    assert estimate_sigma(image) == expected
+    assert estimate_sigma(image[..., 1]) == estimate_sigma(scene[..., 1])
+    image[45:125] = 235  # a drawing, with little besides
+    assert estimate_sigma(image) == 0
 
 
 @pytest.mark.parametrize(

@@ -347,6 +347,26 @@ def test_results_of_other_weights_are_not_taken(trained):
     assert "Not compared yet." in Path("weights/tiny.md").read_text()
 
 
+def test_a_run_is_released_by_its_own_option_file(trained):
+    run, record = trained
+    other = Path("options/x.yml").read_text().replace("name: tiny", "name: other", 1)
+    Path("options/x.yml").write_text(other)
+    with pytest.raises(InputError, match="x.yml: trains other, and .*tiny is of tiny. Give the option file that made"):
+        release(run, record)
+    assert not Path("weights").exists()
+
+
+def test_files_that_were_not_released_are_left_alone(trained):
+    run, record = trained
+    release(run, None)
+    for name, metadata in (("a", None), ("z", {"network_g": "{}"})):
+        save_file({"first": torch.ones(2)}, f"weights/{name}.safetensors", metadata)
+    assert release_weights.update_cards(record, Path("weights")) == ["weights/tiny.safetensors: measured on Set"]
+    (run / "stray.yml").write_text("a: 1")
+    with pytest.raises(InputError, match="stray.yml: is not the option file of a training"):
+        release(run, None)
+
+
 @pytest.mark.parametrize("times", [2, 3])
 def test_widened_weights_compute_the_same_and_their_copies_learn_apart(times, tmp_path):
     torch.manual_seed(0)
@@ -380,6 +400,9 @@ def test_released_weights_are_widened_by_a_command(tmp_path, capsys):
     assert "(32, 1, 3, 3) cannot be widened to (48, 1, 3, 3)" in capsys.readouterr().err
     assert widen_weights.main(["--weights", "nothing", "--output", str(output), "--num-feat", "64"]) == 1
     assert "nothing" in capsys.readouterr().err
+    assert widen_weights.main([*command[:-1], str(tmp_path / "wide.pth"), "--num-feat", "64"]) == 1
+    assert "wide.pth: give a name that ends in .safetensors" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["wide.safetensors"]
 
 
 def test_dead_channels_come_alive_and_the_network_computes_nearly_the_same():
@@ -417,6 +440,19 @@ def test_released_weights_are_revived_by_a_command(tmp_path, capsys):
     cv2.imwrite(str(folder / "other.png"), np.full((21, 30), 99, np.uint8))
     assert revive_weights.main(command) == 1
     assert "at least 180x180 pixels" in capsys.readouterr().err
+
+
+def test_channels_are_revived_by_what_a_training_sees(tmp_path):
+    red = np.zeros((180, 180, 3), np.uint8)
+    red[..., 2] = 102  # OpenCV's order
+    noisy = []
+    for name, pixels in (("eight", red), ("sixteen", red.astype(np.uint16) * 257)):
+        (tmp_path / name).mkdir()
+        cv2.imwrite(str(tmp_path / name / "red.png"), pixels)
+        noisy.append(revive_weights.load_noisy(tmp_path / name, "rgb", 25))
+    assert noisy[0].mean((0, 2, 3)).tolist() == pytest.approx([0.4, 0, 0], abs=0.002)
+    assert noisy[0].std((0, 2, 3)).tolist() == pytest.approx([25 / 255] * 3, rel=0.02)
+    assert torch.allclose(noisy[1], noisy[0], atol=1e-6)
 
 
 def test_released_files_are_as_their_cards_say():

@@ -385,6 +385,8 @@ def test_the_page_is_whole_and_safe(tmp_path):
     }  # fmt: skip
     assert page["scores"][1][1]["difference"]["text"] == "-0.04"
     assert page["scores"][2][3] is None
+    cells = [page["scores"][method][1] for method in (0, 2)]  # the one has the best SSIM, the other the best PSNR
+    assert [(one["PSNR"]["best"], one["SSIM"]["best"]) for one in cells] == [(False, True), (True, False)]
     assert not re.search(r"""(?:src|href|url\()\s*=?\s*["']?\s*(?:https?:)?//""", text)
 
 

@@ -156,10 +156,10 @@ def _guess_hranet(shapes: dict[str, tuple[int, ...]]) -> Arguments | None:
     first = shapes.get("feature_extraction.0.weight", ())
     squeezed = shapes.get("coarse_denoising.blocks.0.eca.squeeze.weight", ())
     num_block = sum(name.endswith(".eca.squeeze.weight") for name in shapes)
-    if len(first) != 4 or len(squeezed) != 4 or squeezed[0] < 1:
+    last = shapes.get("detail_enhancement.15.weight", first[1:2])
+    if len(first) != 4 or len(squeezed) != 4 or squeezed[0] < 1 or not last:
         return None
     num_feat, num_in_ch = first[:2]
-    last = shapes.get("detail_enhancement.15.weight", (num_in_ch,))
     return {
         "num_in_ch": num_in_ch,
         "num_out_ch": num_in_ch,
