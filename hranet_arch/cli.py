@@ -162,8 +162,11 @@ def _compare(arguments: argparse.Namespace) -> int:
     is_alone = arguments.launcher == "none"
     rank, world_size = (0, 1) if is_alone else (int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
     folder = Path("results", opt["name"])
-    with pipeline.lock_folder(folder, rank):
-        result = compare.run_compare(opt, folder, rank, world_size)
+    try:
+        with pipeline.lock_folder(folder, rank):
+            result = compare.run_compare(opt, folder, rank, world_size)
+    finally:
+        pipeline.end_distributed()
     if result is None:
         return 0
     print(tables.format_results(result))

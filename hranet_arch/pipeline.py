@@ -75,8 +75,7 @@ def _guarded_run(opt: dict, opt_path: str, pipeline, folder: Path) -> Iterator[N
                 _put_back_archived()
             raise
         finally:
-            if torch.distributed.is_initialized():
-                torch.distributed.destroy_process_group()
+            end_distributed()
 
 
 def _close_loggers() -> None:
@@ -171,6 +170,12 @@ def start_distributed(launcher: str, on_gpu: bool, port: int | None = None) -> N
             raise InputError(f"Process {local_rank} of this machine has no GPU: it has {torch.cuda.device_count()}.")
         torch.cuda.set_device(local_rank)
     torch.distributed.init_process_group("nccl" if on_gpu else "gloo", timeout=datetime.timedelta(hours=12))
+
+
+def end_distributed() -> None:
+    """Leaves the group of processes, if there is one: at Python's end its threads could abort the process."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def _read_slurm(port: int | None) -> None:

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import socket
 import subprocess
 import sys
 from functools import partial
@@ -440,6 +441,19 @@ def test_a_line_cut_off_by_a_kill_is_measured_again(tmp_path):
     assert again.values == {"a": {"psnr": 1.5}}
     again.write("b", 2)
     assert journal.Journal(tmp_path, 1).values == {"a": {"psnr": 1.5}, "b": 2}
+
+
+def test_a_process_of_several_leaves_their_group(options, monkeypatch):
+    """Left to Python's end, its threads aborted a process whose record was written."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    for name, value in {"RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
+        monkeypatch.setenv(name, str(value))
+    Path("compare.yml").write_text(yaml.safe_dump(options, sort_keys=False))
+    seen = []
+    monkeypatch.setattr(compare, "run_compare", lambda *given: seen.append(torch.distributed.is_initialized()))
+    assert run_cli("compare", "-opt", "compare.yml", "--launcher", "pytorch") == 0
+    assert seen == [True] and not torch.distributed.is_initialized()
 
 
 @pytest.mark.slow
