@@ -19,7 +19,7 @@ import sys
 from pathlib import Path
 
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from hranet_arch import complexity, networks, option_files, options, provenance, testsets
@@ -138,10 +138,9 @@ def write(path: Path, params: dict[str, Tensor], metadata: dict[str, str], card:
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {name: value.contiguous() for name, value in params.items()}
     with whole_file(path) as temporary:
-        save_file(tensors, temporary, {**metadata, "card": json.dumps(card)})
+        temporary.write_bytes(save(tensors, {**metadata, "card": json.dumps(card)}))
         if temporary.stat().st_size > LARGEST:
             raise InputError(f"{path}: larger than {LARGEST} bytes; it is not released.")
-        temporary.chmod(0o644)  # safetensors makes it readable for its owner alone
     write_text(path.with_suffix(".md"), format_card(card))
 
 

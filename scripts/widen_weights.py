@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from hranet_arch import baselines
@@ -78,8 +78,7 @@ def write_hranet(path: Path, network: HRANet, options: dict) -> None:
         raise InputError(f"--output {path}: give a name that ends in .safetensors.")
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as temporary:
-        save_file(network.state_dict(), temporary, {"network_g": json.dumps(options)})
-        temporary.chmod(0o644)  # safetensors makes it readable for its owner alone
+        temporary.write_bytes(save(network.state_dict(), {"network_g": json.dumps(options)}))
 
 
 def main(argv: list[str] | None = None) -> int:
