@@ -5,7 +5,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # small networks: more threads would only wait for each other
 
 import shutil
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import cv2
@@ -100,15 +100,14 @@ def browser():
 @contextmanager
 def watch_page(browser, address: str, timeout: float, width: int = 1200, height: int = 900, **context):
     """Opens ``address``; gives the page, what it says on the console, and the addresses that it asks for."""
-    page = browser.new_page(viewport={"width": width, "height": height}, **context)
-    page.set_default_timeout(1000 * timeout)
-    messages, requests = [], []
-    page.on("console", lambda message: messages.append(message.text))
-    page.on("pageerror", lambda error: messages.append(str(error)))
-    page.on("request", lambda request: requests.append(request.url))
-    page.goto(address)
-    yield page, messages, requests
-    page.close()
+    with closing(browser.new_page(viewport={"width": width, "height": height}, **context)) as page:
+        page.set_default_timeout(1000 * timeout)
+        messages, requests = [], []
+        page.on("console", lambda message: messages.append(message.text))
+        page.on("pageerror", lambda error: messages.append(str(error)))
+        page.on("request", lambda request: requests.append(request.url))
+        page.goto(address)
+        yield page, messages, requests
 
 
 def check_dark_and_light(open_page) -> None:
