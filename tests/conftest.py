@@ -98,10 +98,9 @@ def browser():
 
 
 @contextmanager
-def watch_page(browser, address: str, timeout: float, width: int = 1200, height: int = 900, **context):
+def watch_page(browser, address: str, width: int = 1200, height: int = 900, **context):
     """Opens ``address``; gives the page, what it says on the console, and the addresses that it asks for."""
     with closing(browser.new_page(viewport={"width": width, "height": height}, **context)) as page:
-        page.set_default_timeout(1000 * timeout)
         messages, requests = [], []
         page.on("console", lambda message: messages.append(message.text))
         page.on("pageerror", lambda error: messages.append(str(error)))

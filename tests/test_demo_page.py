@@ -357,7 +357,7 @@ def open_page(browser, address):
 
     @contextmanager
     def open_with(complaints=(), **context):
-        with watch_page(browser, address, timeout=20, **context) as (page, messages, requests):
+        with watch_page(browser, address, **context) as (page, messages, requests):
             yield page
         assert messages == list(complaints)
         assert all(url.startswith((address, "blob:", "data:")) for url in requests), requests

@@ -27,7 +27,7 @@ def open_page(browser, address):
 
     @contextmanager
     def open_with(**context):
-        with watch_page(browser, address, timeout=10, **context) as (page, messages, requests):
+        with watch_page(browser, address, **context) as (page, messages, requests):
             page.wait_for_function("document.getElementById('right-image').naturalWidth > 0")
             yield page
         assert messages == []
