@@ -1,6 +1,7 @@
 """The ``basicsr`` command (also ``hranet``, and ``python -m hranet_arch``).
 
-Exit status: 0 done; 1 a run that failed; 2 something the user gave cannot be used; 130 stopped by Ctrl-C or SIGTERM.
+Exit status: 0 done; 1 a run that failed; 2 something the user gave cannot be used; 130 stopped, by Ctrl-C,
+SIGTERM or SIGHUP.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ import logging
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from hranet_arch import cli_prepare, cli_restore
-from hranet_arch.errors import InputError, Interrupted, TrainingError, first_line
+from hranet_arch.errors import InputError, Interrupted, TrainingError, first_line, list_stops
 
 CHANNEL_KEYS = ("num_in_ch", "in_chans", "in_channels")  # what networks call the channels of their input
 
@@ -43,7 +45,7 @@ def main(argv: list[str] | None = None) -> None:
     arguments = _build_parser().parse_args(argv)
     _show_messages()
     try:
-        with _stop_on_sigterm():
+        with _stop_as_ctrl_c():
             sys.exit(arguments.run(arguments) or 0)
     except (InputError, TrainingError, Interrupted) as error:
         status = {InputError: 2, TrainingError: 1, Interrupted: 130}[type(error)]
@@ -63,17 +65,18 @@ def main(argv: list[str] | None = None) -> None:
 
 
 @contextlib.contextmanager
-def _stop_on_sigterm() -> Iterator[None]:
-    """SIGTERM does as Ctrl-C: what is open is closed, and no half-written file stays."""
+def _stop_as_ctrl_c() -> Iterator[None]:
+    """SIGTERM and SIGHUP do as Ctrl-C: what is open is closed, and no half-written file stays."""
 
     def stop(number: int, frame: object) -> None:
         raise KeyboardInterrupt
 
-    previous = signal.signal(signal.SIGTERM, stop)
+    previous = {number: signal.signal(number, stop) for number in list_stops()}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def _show_messages() -> None:
@@ -203,11 +206,12 @@ def _list(arguments: argparse.Namespace) -> None:
 def _profile(arguments: argparse.Namespace) -> None:
     from hranet_arch import complexity, option_files, options, preflight, registration
 
-    opt = {"network_g": {"type": arguments.arch}} if arguments.arch else option_files.read_options(arguments.opt)
+    is_named = arguments.arch is not None
+    opt = {"network_g": {"type": arguments.arch}} if is_named else option_files.read_options(arguments.opt)
     option_files.override(opt, arguments.force_yml or [])
     network = opt.get("network_g")
-    if not isinstance(network, dict) or "type" not in network:
-        raise InputError(f"{arguments.opt}: network_g: is missing, or names no type.")
+    if not isinstance(network, dict) or not isinstance(network.get("type"), str):
+        raise InputError(f"{arguments.opt or '--force_yml'}: network_g: is missing, or names no type.")
     registries = registration.registries()
     options.check_network(network, registries)
     built = preflight.build_network("network_g", network)
@@ -233,12 +237,18 @@ def _size(text: str) -> tuple[int, int]:
     return int(height), int(width)
 
 
+def _depth(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of names: 1 or more")
+    return int(text)
+
+
 def _add_profile_arguments(parser: argparse.ArgumentParser) -> None:
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("-opt", metavar="FILE", help="option file (its network_g)")
     which.add_argument("--arch", metavar="NAME", help="a registered architecture")
     parser.add_argument("--size", type=_size, default=(256, 256), metavar="HxW", help="of the picture (256x256)")
-    parser.add_argument("--depth", type=int, metavar="N", help="take together what lies deeper than N names")
+    parser.add_argument("--depth", type=_depth, metavar="N", help="take together what lies deeper than N names")
     _add_force_yml(parser)
 
 
@@ -284,14 +294,21 @@ def _demo(arguments: argparse.Namespace) -> None:
     from hranet_arch.allocator import keep_freed_memory
 
     keep_freed_memory()
-    cleaner = demo_cleaner.Cleaner(arguments.model or [], arguments.device)
-    app = demo_page.make_app(cleaner, arguments.host)
-    with demo_page.listen(arguments.host, arguments.port) as listening:
-        if not demo_page.is_local(arguments.host):
-            print(f"WARNING: on {arguments.host} everyone on the network can use this page. It asks for no password.")
-        host = f"[{arguments.host}]" if ":" in arguments.host else arguments.host
-        print(f"http://{host}:{listening.getsockname()[1]}/  (Ctrl-C ends it)", flush=True)
-        demo_page.serve(app, listening)
+    try:
+        with tempfile.TemporaryDirectory(prefix="basicsr-demo-", ignore_cleanup_errors=True) as folder:
+            cleaner = demo_cleaner.Cleaner(arguments.model or [], arguments.device, folder=folder)
+            app = demo_page.make_app(cleaner, arguments.host)
+            with demo_page.listen(arguments.host, arguments.port) as listening:
+                address, port = listening.getsockname()[:2]
+                if not demo_page.is_local(address):
+                    print(f"WARNING: on {arguments.host} everyone on the network can use this page. "
+                          "It asks for no password.")  # fmt: skip
+                host = f"[{arguments.host}]" if ":" in arguments.host else arguments.host
+                print(f"http://{host}:{port}/  (Ctrl-C ends it)", flush=True)
+                demo_page.serve(app, listening)
+    except KeyboardInterrupt:
+        print("basicsr: stopped.", file=sys.stderr, flush=True)
+        os._exit(130)  # Python would wait for a picture's thread, which looks up only after a whole tile
 
 
 def _port(text: str) -> int:

@@ -42,14 +42,22 @@ class Cleaner:
         models: names or files; none: the released networks, of which one is picked for each picture.
         device: as for ``Denoiser``.
         limits: how large a picture may be.
+        folder: where a picture lies while it is cleaned; None: in the system's folder for temporary files.
 
     Raises:
         InputError: if a network cannot be loaded, or none is given and none is released.
     """
 
-    def __init__(self, models: Sequence[str], device: str = "auto", limits: Limits | None = None) -> None:
+    def __init__(
+        self,
+        models: Sequence[str],
+        device: str = "auto",
+        limits: Limits | None = None,
+        folder: str | Path | None = None,
+    ) -> None:
         self.device = device
         self.limits = limits or Limits()
+        self.folder = folder
         self.released = {} if models else networks.list_released("denoise")
         self._denoisers: dict[str, Denoiser] = {}
         check_arguments(device, "fp32", None, None)
@@ -84,7 +92,7 @@ class Cleaner:
             InputError: if the picture cannot be used.
         """
         begin = time.monotonic()
-        with tempfile.TemporaryDirectory(prefix="basicsr-demo-") as folder:
+        with tempfile.TemporaryDirectory(prefix="basicsr-demo-", dir=self.folder) as folder:
             picture = self._read(data, Path(folder))
             estimated = estimate_sigma(picture.pixels)
             denoiser = self._choose(self.models[model], picture, sigma, estimated)
@@ -108,7 +116,7 @@ class Cleaner:
 
     def blend(self, before: bytes, after: bytes, strength: float) -> bytes:
         """A result that is weaker: of each pixel ``strength`` (0 to 1) of the way from before to after."""
-        with tempfile.TemporaryDirectory(prefix="basicsr-demo-") as folder:
+        with tempfile.TemporaryDirectory(prefix="basicsr-demo-", dir=self.folder) as folder:
             noisy, clean = (self._read(data, Path(folder)) for data in (before, after))
             if noisy.pixels.shape != clean.pixels.shape or noisy.pixels.dtype != clean.pixels.dtype:
                 raise InputError("These two pictures do not belong together.")

@@ -11,7 +11,9 @@ import asyncio
 import contextlib
 import ipaddress
 import json
+import logging
 import secrets
+import signal
 import socket
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -21,13 +23,13 @@ from urllib.parse import urlsplit
 from starlette.applications import Starlette
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from hranet_arch import memory
 from hranet_arch.demo_cleaner import Cleaner, Report
-from hranet_arch.errors import InputError, first_line
+from hranet_arch.errors import InputError, first_line, list_stops
 from hranet_arch.pages import read_page
 
 LARGEST_RESULT = 512 * 2**20  # bytes: 48 million pixels of 3 x 16 bits, and then some
@@ -93,6 +95,11 @@ class _Desk:
             future.cancel()
             future.add_done_callback(lambda _: _tell(loop, self._leave, events))
 
+    def stop(self) -> None:
+        """Ends all jobs, with a word of why."""
+        for events in self._jobs:
+            events.put_nowait({"error": "basicsr demo was stopped."})
+
     def _leave(self, job: asyncio.Queue) -> None:
         place = self._jobs.index(job)
         self._jobs.remove(job)
@@ -128,8 +135,8 @@ def _work(work: Callable[[Report], list[bytes]], report: Callable[[dict | list[b
 # --- the requests -----------------------------------------------------------------------------------------------------
 
 
-def make_app(cleaner: Cleaner, host: str = "127.0.0.1") -> Callable:
-    """The page and what it asks for, as an ASGI application.
+def make_app(cleaner: Cleaner, host: str = "127.0.0.1") -> _Guard:
+    """The page and what it asks for, as an ASGI application; its ``stop`` ends the cleanings under way.
 
     Args:
         cleaner: see there.
@@ -175,11 +182,17 @@ def make_app(cleaner: Cleaner, host: str = "127.0.0.1") -> Callable:
         return Response(result, media_type="application/octet-stream")
 
     routes = [Route("/", show), Route("/clean", clean, methods=["POST"]), Route("/blend", blend, methods=["POST"])]
-    return _Guard(Starlette(routes=routes, exception_handlers={HTTPException: _explain}), host, nonce)
+    app = Starlette(routes=routes, exception_handlers={HTTPException: _explain, ClientDisconnect: _answer_nobody})
+    return _Guard(app, host, nonce, desk.stop)
 
 
 async def _explain(request: Request, error: HTTPException) -> Response:
     return PlainTextResponse(error.detail, error.status_code)
+
+
+async def _answer_nobody(request: Request, error: ClientDisconnect) -> Response:
+    """The page was closed, or its user has cancelled, while the picture was sent."""
+    return Response(status_code=400)
 
 
 def _require_token(request: Request, token: str) -> None:
@@ -219,8 +232,9 @@ class _Guard:
     names must be known and addresses are numbers; or across origins, hence ``Origin`` must be ours.
     """
 
-    def __init__(self, app: Callable, host: str, nonce: str) -> None:
+    def __init__(self, app: Callable, host: str, nonce: str, stop: Callable[[], None]) -> None:
         self.app = app
+        self.stop = stop
         self.names = {"localhost", host.lower()}
         self.headers = {
             "content-security-policy": f"default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; "
@@ -280,19 +294,26 @@ def listen(host: str, port: int) -> socket.socket:
         raise InputError(f"Cannot listen on {host}:{port}: {reason}. Give another --port or --host.") from error
 
 
-def is_local(host: str) -> bool:
-    """Whether only this machine can reach it."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+def is_local(address: str) -> bool:
+    """Whether only this machine can reach an address in numbers."""
+    return ipaddress.ip_address(address).is_loopback
 
 
-def serve(app: Callable, listening: socket.socket) -> None:
-    """Answers requests until Ctrl-C."""
+def serve(app: _Guard, listening: socket.socket) -> None:
+    """Answers requests until Ctrl-C or another signal to stop, and raises KeyboardInterrupt then."""
     import uvicorn
+
+    class Server(uvicorn.Server):
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            app.stop()  # it waits for answers to end
+            logging.getLogger("uvicorn.error").disabled = True  # which has tracebacks of uploads that it breaks off
+            await super().shutdown(sockets)
 
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=2
     )
-    uvicorn.Server(config).run(sockets=[listening])
+    server = Server(config)
+    for number in list_stops():
+        signal.signal(number, server.handle_exit)  # of these it hears SIGTERM alone by itself
+    server.run(sockets=[listening])
+    raise KeyboardInterrupt

@@ -1,5 +1,6 @@
 """The errors that this package raises on purpose. The command line prints their message and no traceback."""
 
+import signal
 from typing import NoReturn
 
 
@@ -18,10 +19,20 @@ class TrainingError(RuntimeError):
 
 
 class Interrupted(RuntimeError):
-    """A run was asked to stop (Ctrl-C, SIGTERM) and has saved what it had, if it was given the time.
+    """A run was asked to stop (Ctrl-C, SIGTERM, a closed terminal) and has saved what it had, if it was given the time.
 
     The command line ends with exit status 130.
     """
+
+
+def list_stops() -> list[signal.Signals]:
+    """The signals beside Ctrl-C's by which a process is asked to stop: SIGTERM, and SIGHUP when its terminal closes.
+
+    The second not where it is ignored, as under nohup, nor on Windows, which has none.
+    """
+    hangup = getattr(signal, "SIGHUP", None)
+    is_heard = hangup is not None and signal.getsignal(hangup) is not signal.SIG_IGN
+    return [signal.SIGTERM, hangup] if is_heard else [signal.SIGTERM]
 
 
 def first_line(error: BaseException) -> str:

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 
 from hranet_arch.images import decode_image
-from hranet_arch.plots import INK, PAPER
+from hranet_arch.plots import INK, PAPER, default_style
 from hranet_arch.record import Record, Result
 from hranet_arch.scores import format_psnr, list_groups, name_group, name_level, name_set
 
@@ -146,6 +146,7 @@ def load_examples(record: Record, folder: Path) -> list[LoadedExample]:
     return loaded
 
 
+@default_style()
 def write_crops(record: Record, examples: Sequence[LoadedExample], folder: Path) -> None:
     """Writes a PNG of side-by-side crops for each example, enlarged twice without smoothing."""
     folder.mkdir(parents=True, exist_ok=True)

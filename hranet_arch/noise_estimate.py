@@ -30,7 +30,8 @@ def estimate_sigma(image: np.ndarray) -> float | None:
         return None
     white = np.iinfo(image.dtype).max if image.dtype.kind == "u" else 1.0
     planes = np.moveaxis(_cut_borders(image if image.ndim == 3 else image[..., None]), 2, 0)
-    variances = [_estimate_deviation(plane, white) ** 2 for plane in planes]
+    with np.errstate(over="ignore", invalid="ignore"):  # floats far outside [0, 1]
+        variances = [_estimate_deviation(plane, white) ** 2 for plane in planes]
     return float(np.sqrt(np.mean(variances)))
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from hranet_arch import exr, png, tiff
 from hranet_arch.errors import InputError, first_line
@@ -210,6 +210,8 @@ def _open(path: Path) -> Iterator[ImageFile.ImageFile]:
                 yield image
         except InputError:
             raise
+        except UnidentifiedImageError as error:  # its own words are an object's
+            raise InputError(f"{path}: not a whole picture: the file is cut off or damaged.") from error
         except Exception as error:  # damaged bytes end in OSError, SyntaxError, struct.error, ValueError, ...
             raise InputError(f"{path}: not a whole picture: {first_line(error).rstrip('.')}.") from error
         finally:

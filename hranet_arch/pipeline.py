@@ -40,7 +40,7 @@ from basicsr.utils.dist_util import master_only
 
 from hranet_arch import checkpoints
 from hranet_arch.device_batches import DeviceLoader
-from hranet_arch.errors import InputError, Interrupted
+from hranet_arch.errors import InputError, Interrupted, list_stops
 
 logger = logging.getLogger(__name__)
 
@@ -112,7 +112,7 @@ def lock_folder(folder: Path, rank: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _stop_on_signals(is_distributed: bool) -> Iterator[None]:
-    """The first Ctrl-C or SIGTERM saves and stops after the running iteration; the second stops at once.
+    """The first Ctrl-C, SIGTERM or SIGHUP saves and stops after the running iteration; the second stops at once.
 
     Not in distributed training, where ranks that stop at different iterations would wait for each other.
     """
@@ -126,7 +126,7 @@ def _stop_on_signals(is_distributed: bool) -> Iterator[None]:
         RUN.stop_requested = True
         logger.warning("%s: saving and stopping after this iteration.", signal.Signals(number).name)
 
-    previous = {number: signal.signal(number, request_stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.signal(number, request_stop) for number in (signal.SIGINT, *list_stops())}
     try:
         yield
     finally:
@@ -156,7 +156,8 @@ def start_distributed(launcher: str, on_gpu: bool, port: int | None = None) -> N
     torchrun and Slurm; NCCL on GPUs with a device from LOCAL_RANK, Gloo on the CPU. The timeout is long because
     rank 0 validates alone.
     """
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # at once: whoever waits for another process runs no Python
+    for number in list_stops():
+        signal.signal(number, signal.SIG_DFL)  # at once: whoever waits for another process runs no Python
     if launcher == "slurm":
         _read_slurm(port)
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
@@ -286,9 +287,10 @@ def _build_loader(dataset: Dataset, dataset_opt: dict, sampler: ResumableSampler
 
 
 def _start_worker(start: Callable[[int], None] | None, number: int) -> None:
-    """A terminal's Ctrl-C and a scheduler's SIGTERM go to all processes: the run answers, and its workers go on until
-    it ends them. Upstream they die of it, and the run with them."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """A terminal's Ctrl-C and end and a scheduler's SIGTERM go to all processes: the run answers, and its workers go on
+    until it ends them. Upstream they die of it, and the run with them."""
+    for number in {signal.SIGINT, *list_stops()} - {signal.SIGTERM}:
+        signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # not on macOS and Windows
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_end_for_parent, daemon=True).start()

@@ -5,10 +5,11 @@ Only the functions that draw import matplotlib.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -123,6 +124,17 @@ def _choose_size(quantity: Quantity, costs) -> tuple[int, int, int] | None:
     return Counter(sizes).most_common(1)[0][0] if sizes else None
 
 
+@contextlib.contextmanager
+def default_style() -> Iterator[None]:
+    """matplotlib as it comes, whatever its user's ``matplotlibrc`` says: figures are the same bytes for everyone."""
+    import matplotlib
+
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        yield
+
+
+@default_style()
 def write_plots(record: Record, folder: Path) -> list[dict[str, str]]:
     """Writes a PNG and an SVG for each quantity.
 

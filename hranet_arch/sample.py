@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 
 import cv2
+import numpy as np
 
 from hranet_arch.errors import InputError
 from hranet_arch.prepare import prepare_lmdb
@@ -58,8 +59,10 @@ def prepare_sample(root: str | Path = ROOT, *, overwrite: bool = False) -> dict:
                     shutil.copy(photographs / file, Path(folder, name, file))
                 else:
                     top, left = _TOP_LEFT[file]
-                    picture = cv2.imread(str(photographs / file), cv2.IMREAD_UNCHANGED)
-                    cv2.imwrite(str(Path(folder, name, file)), picture[top : top + SIZE, left : left + SIZE])
+                    # Not by name: where one cannot be written in UTF-8, cv2 ends Python.
+                    picture = cv2.imdecode(np.fromfile(photographs / file, np.uint8), cv2.IMREAD_UNCHANGED)
+                    cut = picture[top : top + SIZE, left : left + SIZE]
+                    Path(folder, name, file).write_bytes(cv2.imencode(Path(file).suffix, cut)[1])
         train = prepare_lmdb(Path(folder, "train"), Path(root, "train.lmdb"), crop_size=SIZE, overwrite=overwrite)
         val = prepare_lmdb(Path(folder, "val"), Path(root, "val.lmdb"), overwrite=overwrite)
     lines = [f"{file}: {licence}\n" for file, licence in {**TRAINING, **VALIDATION}.items()]

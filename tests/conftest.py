@@ -5,6 +5,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # small networks: more threads would only wait for each other
 
 import shutil
+import signal
 from contextlib import closing, contextmanager
 from pathlib import Path
 
@@ -85,6 +86,14 @@ def any_precision(monkeypatch):
     monkeypatch.setattr("hranet_arch.arithmetic.choose", lambda precision, device, warn: precision)
 
 
+@pytest.fixture
+def hangup_heard():
+    """SIGHUP is not ignored, as it is where the tests run under nohup; processes that are started inherit it."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.fixture(scope="module")
 def browser():
     """A headless Chromium or Chrome of this machine; tests that need one are skipped where there is none."""
@@ -92,7 +101,9 @@ def browser():
     if BROWSER is None:
         pytest.skip("no Chromium or Chrome is installed")
     with playwright.sync_playwright() as started:
-        chromium = started.chromium.launch(executable_path=BROWSER, args=BROWSER_FLAGS)
+        # In the C locale it finds no files whose names are not ASCII.
+        environment = {**os.environ, "LC_ALL": "C.UTF-8"}
+        chromium = started.chromium.launch(executable_path=BROWSER, args=BROWSER_FLAGS, env=environment)
         yield chromium
         chromium.close()
 

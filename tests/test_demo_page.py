@@ -2,14 +2,20 @@
 
 import asyncio
 import base64
+import http.client
 import json
+import os
 import re
+import signal
 import struct
+import subprocess
+import sys
 import tempfile
 import threading
 import time
 import zlib
-from contextlib import ExitStack, aclosing, contextmanager
+from contextlib import ExitStack, aclosing, closing, contextmanager
+from urllib.parse import urlsplit
 
 import cv2
 import numpy as np
@@ -21,12 +27,18 @@ from hranet_arch.baselines import FFDNet
 from hranet_arch.demo_cleaner import Cleaner, Limits
 from hranet_arch.errors import InputError
 from hranet_arch.restore import Denoiser
-from tests.conftest import check_dark_and_light, make_pictures, run_cli, watch_page
+from tests.conftest import REPOSITORY, check_dark_and_light, make_pictures, run_cli, watch_page
 
 pytest.importorskip("starlette", reason="Starlette is not installed (extra [demo])")
 pytest.importorskip("uvicorn", reason="uvicorn is not installed (extra [demo])")
 from hranet_arch import demo_page  # noqa: E402
 
+DEMO = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job starts with Ctrl-C ignored
+from hranet_arch.cli import main
+main()
+"""
 LIMITS = Limits(upload=300_000, pixels=40_000)
 
 
@@ -48,10 +60,12 @@ def cleaner(models):
 def client(cleaner):
     testclient = pytest.importorskip("starlette.testclient", reason="httpx is not installed")
     client = testclient.TestClient(demo_page.make_app(cleaner), base_url="http://127.0.0.1:7860")
-    client.headers["x-demo-token"] = json.loads(re.search(r'json" nonce.*?>(.*?)</script>', client.get("/").text)[1])[
-        "token"
-    ]
+    client.headers["x-demo-token"] = read_token(client.get("/").text)
     return client
+
+
+def read_token(page):
+    return json.loads(re.search(r'json" nonce.*?>(.*?)</script>', page)[1])["token"]
 
 
 def encode(pixels, suffix=".png"):
@@ -151,6 +165,8 @@ def make_bomb(width, height):
         (b"", "the file is empty"),
         (b"<html>", "not a picture that can be used: PNG, JPEG"),
         (encode(draw())[:200], "the file is cut off"),
+        (encode(draw())[:10], "the file is cut off or damaged"),
+        (encode(draw(), ".jpg")[:3], "the file is cut off or damaged"),
         (encode(draw(201, 200)), "200 x 201 pixels; 40,000 are the most here"),
         (make_bomb(30_000, 1_000), "30,000 x 1,000 pixels; 40,000"),
         (make_bomb(60_000, 60_000), "60,000 x 60,000 pixels, 10,800,000,000 bytes once decoded: too large"),
@@ -251,8 +267,8 @@ def test_closing_the_page_stops_the_work():
     reports = []
 
     def work(report):
-        for number in range(1000):
-            report({"progress": number / 1000})
+        for number in range(100):
+            report({"progress": number / 100})
             reports.append(number)
             time.sleep(0.01)
         return []
@@ -262,13 +278,32 @@ def test_closing_the_page_stops_the_work():
         async with aclosing(desk.run(work)) as lines:
             await anext(lines)
             await anext(lines)
-        for _ in range(200):
-            if not desk._jobs:
-                return
+        while desk._jobs:  # until the work has ended
             await asyncio.sleep(0.01)
 
     asyncio.run(run())
-    assert len(reports) < 200
+    assert 0 < len(reports) < 100
+
+
+@pytest.mark.parametrize("path, query", [("/clean", b"model=0&sigma=auto"), ("/blend", b"strength=1&split=0")])
+def test_an_upload_may_be_broken_off(client, cleaner, path, query):
+    """Starlette calls it an error, of which uvicorn would print a traceback."""
+    messages = iter([{"type": "http.request", "body": b"part", "more_body": True}, {"type": "http.disconnect"}])
+    headers = {**client.headers, "host": "localhost", "content-length": "1000"}
+    scope = {
+        "type": "http", "method": "POST", "path": path, "query_string": query, "root_path": "",
+        "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
+    }  # fmt: skip
+    sent = []
+
+    async def receive():
+        return next(messages)
+
+    async def send(message):
+        sent.append(message)
+
+    asyncio.run(client.app(scope, receive, send))
+    assert sent[0]["status"] == 400
 
 
 def test_a_full_queue_is_said(client, monkeypatch):
@@ -314,6 +349,32 @@ def test_command_warns_where_others_can_ask(models, capsys, monkeypatch):
     assert re.fullmatch(r"http://127\.0\.0\.1:\d+/ .*\n", capsys.readouterr().out)
     assert run_command("--model", models[0], "--port", "0", "--host", "0.0.0.0") == 0
     assert capsys.readouterr().out.startswith("WARNING: on 0.0.0.0 everyone")
+    assert run_command("--model", models[0], "--port", "0", "--host", "LOCALHOST") == 0
+    assert "WARNING" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_it_ends_at_once_and_leaves_nothing(number, models, tmp_path, hangup_heard):
+    """While a picture is cleaned that takes long: its page is told, and it does not stay on the disk."""
+    command = [sys.executable, "-c", DEMO, "demo", "--model", models[0], "--port", "0"]
+    environment = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONPATH": str(REPOSITORY)}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with ExitStack() as stack:
+        process = stack.enter_context(subprocess.Popen(command, env=environment, **pipes))
+        address = urlsplit(process.stdout.readline().split()[0])
+        connection = stack.enter_context(closing(http.client.HTTPConnection(address.netloc, timeout=60)))
+        connection.request("GET", "/")
+        headers = {"x-demo-token": read_token(connection.getresponse().read().decode())}
+        connection.request("POST", "/clean?model=0&sigma=auto", encode(np.zeros((6000, 6000), np.uint8)), headers)
+        answer = stack.enter_context(closing(connection.getresponse()))
+        while "progress" not in json.loads(answer.readline()):
+            pass
+        assert list(tmp_path.glob("basicsr-demo-*/*/picture"))
+        process.send_signal(number)
+        assert answer.read().splitlines()[-1] == b'{"error": "basicsr demo was stopped."}'
+        assert process.wait(60) == 130
+        assert process.stderr.read() == "basicsr: stopped.\n"
+    assert not list(tmp_path.glob("basicsr-demo-*"))
 
 
 def test_a_port_that_is_taken(models, capsys):
@@ -390,6 +451,45 @@ def test_choose_look_download(open_page, picture, models, tmp_path):
             wanted = np.round(pixels + strength * (expected.astype(float) - pixels))
             assert result.dtype == np.uint16 and np.abs(result - wanted).max() <= 1
         assert page.locator("#after").evaluate("image => getComputedStyle(image).opacity") == "0.5"
+
+
+def test_a_file_may_change_once_it_is_cleaned(open_page, picture):
+    """A browser reads a file when it is sent, and refuses one that is not what was chosen."""
+    with open_page() as page:
+        page.set_input_files("#file", picture)
+        page.wait_for_selector("#result", state="visible")
+        picture.write_bytes(b"another")
+        page.locator("#strength").fill("50")
+        with page.expect_download():
+            page.get_by_role("button", name="Download").click()
+        page.locator("#model").select_option(label="told")
+        page.get_by_role("button", name="Clean again").click()
+        page.locator("#facts").get_by_text("told").wait_for()
+        assert not page.locator("#error").is_visible()
+
+
+def test_who_cannot_see_it_is_told(open_page, picture):
+    """What has the focus is there, and a reader of the screen says what happens."""
+    with open_page() as page:
+        focus = "document.activeElement.id"
+        page.locator("#file").focus()
+        page.set_input_files("#file", picture)
+        page.wait_for_selector("#result", state="visible")
+        assert page.evaluate(focus) == "result"
+        assert page.locator("#status").inner_text() == f"{picture.name} is cleaned"
+        picture.with_name("bad.png").write_bytes(b"bad")
+        page.set_input_files("#file", picture.with_name("bad.png"))
+        page.wait_for_selector("#error", state="visible")
+        page.get_by_role("button", name="Close").click()
+        assert page.evaluate(focus) == "result"
+
+
+def test_what_is_chosen_shows_in_forced_colours(open_page):
+    with open_page(forced_colors="active") as page:
+        page.locator("#model").select_option(label="told")
+        color = "span => getComputedStyle(span).color"
+        chosen, other = page.locator("#noise input + span").all()
+        assert chosen.evaluate(color) != other.evaluate(color)
 
 
 def read_cut(page):

@@ -69,6 +69,12 @@ def test_borders_of_one_color_are_passed_over():
     assert estimate_sigma(image) == 0
 
 
+def test_floats_far_outside_the_range_warn_of_nothing():
+    """A warning would be an error here (pyproject.toml)."""
+    image = np.random.default_rng(0).normal(scale=1e37, size=(64, 64)).astype(np.float32)
+    assert not np.isfinite(estimate_sigma(image))
+
+
 @pytest.mark.parametrize(
     ("shape", "is_known"), [((18, 18), True), ((17, 400), False), ((1, 1), False), ((18, 40, 3), True)]
 )

@@ -6,6 +6,7 @@ import json
 import re
 
 import cv2
+import matplotlib
 import numpy as np
 import pytest
 
@@ -360,9 +361,13 @@ def test_a_crop_in_the_figure_is_the_picture_enlarged_twice():
 def test_report_writes_the_same_bytes_again(tmp_path):
     record = safe_record()
     files = []
-    for folder in (tmp_path / "a", tmp_path / "b"):
+    for folder, matplotlibrc in (
+        (tmp_path / "a", {}),
+        (tmp_path / "b", {"savefig.bbox": "tight", "font.family": "serif"}),
+    ):
         write_pictures(record, folder)
-        report.write_report(record, folder)
+        with matplotlib.rc_context(matplotlibrc):
+            report.write_report(record, folder)
         files.append({str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()})
     assert files[0] == files[1]
     written = {name for name in files[0] if not name.startswith("pictures/")}

@@ -35,8 +35,11 @@ def find_photograph(name):
     return os.path.join(importlib.util.find_spec("skimage").submodule_search_locations[0], "data", name)
 
 
-def test_sample_made_twice_is_identical_and_then_unchanged(sample, tmp_path):
+def test_sample_made_twice_is_identical_and_then_unchanged(sample, tmp_path, monkeypatch):
+    """The second time by way of a folder whose name cannot be written in UTF-8."""
     root, summaries = sample
+    (tmp_path / "l\udcfc").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "l\udcfc"))
     prepare_sample(tmp_path)
     for name in ("train.lmdb", "val.lmdb"):
         for file in ("data.mdb", "meta_info.txt", "manifest.json"):

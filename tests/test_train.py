@@ -135,8 +135,8 @@ def test_dropout_is_drawn_alike_after_a_resume(recipe, run):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_stopped_run_saves_and_can_go_on(long_recipe, run, tmp_path, number):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_stopped_run_saves_and_can_go_on(long_recipe, run, tmp_path, number, hangup_heard):
     long_recipe["train"]["total_iter"] = 100000
     process = start(long_recipe)
     wait_for(tmp_path / "experiments/tiny/training_states/20.state", process)
