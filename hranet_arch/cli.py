@@ -290,25 +290,29 @@ def _demo(arguments: argparse.Namespace) -> None:
         import uvicorn  # noqa: F401
     except ImportError as error:
         raise InputError("The page needs Starlette and uvicorn: pip install 'hranet-arch[demo]'.") from error
-    from hranet_arch import demo_cleaner, demo_page
     from hranet_arch.allocator import keep_freed_memory
 
     keep_freed_memory()
     try:
         with tempfile.TemporaryDirectory(prefix="basicsr-demo-", ignore_cleanup_errors=True) as folder:
-            cleaner = demo_cleaner.Cleaner(arguments.model or [], arguments.device, folder=folder)
-            app = demo_page.make_app(cleaner, arguments.host)
-            with demo_page.listen(arguments.host, arguments.port) as listening:
-                address, port = listening.getsockname()[:2]
-                if not demo_page.is_local(address):
-                    print(f"WARNING: on {arguments.host} everyone on the network can use this page. "
-                          "It asks for no password.")  # fmt: skip
-                host = f"[{arguments.host}]" if ":" in arguments.host else arguments.host
-                print(f"http://{host}:{port}/  (Ctrl-C ends it)", flush=True)
-                demo_page.serve(app, listening)
+            _serve_demo(arguments, folder)
     except KeyboardInterrupt:
         print("basicsr: stopped.", file=sys.stderr, flush=True)
         os._exit(130)  # Python would wait for a picture's thread, which looks up only after a whole tile
+
+
+def _serve_demo(arguments: argparse.Namespace, folder: str) -> None:
+    from hranet_arch import demo_cleaner, demo_page
+
+    cleaner = demo_cleaner.Cleaner(arguments.model or [], arguments.device, folder=folder)
+    app = demo_page.make_app(cleaner, arguments.host)
+    with demo_page.listen(arguments.host, arguments.port) as listening:
+        address, port = listening.getsockname()[:2]
+        if not demo_page.is_local(address):
+            print(f"WARNING: on {arguments.host} everyone on the network can use this page. It asks for no password.")
+        host = f"[{arguments.host}]" if ":" in arguments.host else arguments.host
+        print(f"http://{host}:{port}/  (Ctrl-C ends it)", flush=True)
+        demo_page.serve(app, listening)
 
 
 def _port(text: str) -> int:
