@@ -1,7 +1,7 @@
 """The ``basicsr`` command (also ``hranet``, and ``python -m hranet_arch``).
 
-Exit status: 0 done; 1 a run that failed; 2 something the user gave cannot be used; 130 stopped, by Ctrl-C,
-SIGTERM or SIGHUP.
+Exit status: 0 done; 1 a run that failed; 2 something the user gave cannot be used; 130 stopped (Ctrl-C,
+SIGTERM, SIGHUP).
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""The errors that this package raises on purpose. The command line prints their message and no traceback."""
+"""The errors that this package raises on purpose, and the signals that are behind one of them.
+
+The command line prints their message and no traceback.
+"""
 
 import signal
 from typing import NoReturn

@@ -126,7 +126,7 @@ def _choose_size(quantity: Quantity, costs) -> tuple[int, int, int] | None:
 
 @contextlib.contextmanager
 def default_style() -> Iterator[None]:
-    """matplotlib as it comes, whatever its user's ``matplotlibrc`` says: figures are the same bytes for everyone."""
+    """matplotlib as it comes, whatever its user's ``matplotlibrc`` says: a report's bytes do not depend on that."""
     import matplotlib
 
     with matplotlib.rc_context():

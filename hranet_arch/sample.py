@@ -9,9 +9,9 @@ import tempfile
 from pathlib import Path
 
 import cv2
-import numpy as np
 
 from hranet_arch.errors import InputError
+from hranet_arch.images import decode_image
 from hranet_arch.prepare import prepare_lmdb
 
 ROOT = "datasets/sample"
@@ -59,9 +59,9 @@ def prepare_sample(root: str | Path = ROOT, *, overwrite: bool = False) -> dict:
                     shutil.copy(photographs / file, Path(folder, name, file))
                 else:
                     top, left = _TOP_LEFT[file]
-                    # Not by name: where one cannot be written in UTF-8, cv2 ends Python.
-                    picture = cv2.imdecode(np.fromfile(photographs / file, np.uint8), cv2.IMREAD_UNCHANGED)
+                    picture = decode_image((photographs / file).read_bytes(), file)
                     cut = picture[top : top + SIZE, left : left + SIZE]
+                    # Not cv2.imwrite, which ends Python where the path cannot be written in UTF-8.
                     Path(folder, name, file).write_bytes(cv2.imencode(Path(file).suffix, cut)[1])
         train = prepare_lmdb(Path(folder, "train"), Path(root, "train.lmdb"), crop_size=SIZE, overwrite=overwrite)
         val = prepare_lmdb(Path(folder, "val"), Path(root, "val.lmdb"), overwrite=overwrite)

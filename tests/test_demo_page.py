@@ -281,12 +281,12 @@ def test_closing_the_page_stops_the_work():
         while desk._jobs:  # until the work has ended
             await asyncio.sleep(0.01)
 
-    asyncio.run(run())
+    asyncio.run(asyncio.wait_for(run(), 60))
     assert 0 < len(reports) < 100
 
 
 @pytest.mark.parametrize("path, query", [("/clean", b"model=0&sigma=auto"), ("/blend", b"strength=1&split=0")])
-def test_an_upload_may_be_broken_off(client, cleaner, path, query):
+def test_an_upload_may_be_broken_off(client, path, query):
     """Starlette calls it an error, of which uvicorn would print a traceback."""
     messages = iter([{"type": "http.request", "body": b"part", "more_body": True}, {"type": "http.disconnect"}])
     headers = {**client.headers, "host": "localhost", "content-length": "1000"}
