@@ -129,9 +129,32 @@ class DeviceLoader:
         return len(self.sampler) // self.batch_size
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        batches = self.draw_batches()
+        return make_ahead(batches) if self.bank.device.type == "cuda" else batches
+
+    def draw_batches(self) -> Iterator[dict[str, Tensor]]:
+        """What is left of the epoch."""
         places = self.sampler.list_places()
         # All at once: sending each batch's own would wait for the device each time.
         indices = torch.tensor([index for _, index in places], dtype=torch.int64, device=self.bank.device)
         for start in range(0, len(places) - self.batch_size + 1, self.batch_size):
             self.generator.manual_seed(self.sampler.make_seed(places[start][0]))
             yield draw_batch(self.bank, indices[start : start + self.batch_size], self.dataset.opt, self.generator)
+
+
+def make_ahead(batches: Iterator[dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
+    """Yields each batch while a CUDA stream of its own makes the next, beside the step that Python then starts."""
+    stream = torch.cuda.Stream()
+
+    def make() -> tuple[dict[str, Tensor] | None, torch.cuda.Event]:
+        # Behind all steps that have been started: the new batch may take the memory of theirs.
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            return next(batches, None), stream.record_event()
+
+    batch, made = make()
+    while batch is not None:
+        following = make()
+        torch.cuda.current_stream().wait_event(made)
+        yield batch
+        batch, made = following

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from hranet_arch import arithmetic, registration  # noqa: F401
+from hranet_arch import arithmetic, pipeline, registration  # noqa: F401
 from hranet_arch.datasets import GaussianDenoisingDataset
-from hranet_arch.device_batches import PictureBank, draw_batch, load_pictures
+from hranet_arch.device_batches import DeviceLoader, PictureBank, draw_batch, load_pictures
 from hranet_arch.errors import TrainingError
 from hranet_arch.hranet import HRANet
 from hranet_arch.model import DenoisingModel
@@ -161,6 +161,25 @@ def test_batches_drawn_there_are_crops_with_noise(tmp_path):
     assert noise.std().item() == pytest.approx(25, rel=0.02) and abs(noise.mean().item()) < 0.5
     levels = set(np.unique(dataset.store.decode(dataset.store.keys[0])))
     assert set((batch["gt"] * 255).round().unique().tolist()) <= levels
+
+
+def test_batches_made_ahead_are_those_made_in_turn(tmp_path):
+    """Python lets go of each batch while the GPU, kept busy, has not begun to read it; nothing waits."""
+    options = {"name": "set", "phase": "train", "color": "gray", "gt_size": 32, "sigma": [0, 55]}
+    dataset = GaussianDenoisingDataset({**options, "dataroot_gt": str(make_pictures(tmp_path / "p", 2))})
+    loader = DeviceLoader(dataset, pipeline.ResumableSampler(dataset, 1, 0, 160, 0), 16, GPU)
+    expected = [batch["lq"].clone() for batch in loader.draw_batches()]
+    batches, seen = iter(loader), []
+    for _ in expected:
+        torch.cuda.set_sync_debug_mode("error" if seen else "default")  # the pictures' places are sent at first
+        try:
+            batch = next(batches)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        torch.cuda._sleep(20_000_000)
+        seen.append(batch["lq"].clone())
+    assert len(expected) == 20 and next(batches, None) is None
+    assert all(map(torch.equal, seen, expected))
 
 
 @pytest.mark.slow
