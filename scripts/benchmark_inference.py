@@ -8,7 +8,9 @@ convolutions), ``channels_last``, ``bf16`` (autocast; not on a CPU without such 
 denoise`` has them, ``keep_memory`` (``allocator.keep_freed_memory``) and ``fuse`` (``fusion.fuse``, channels-last
 itself: *without channels_last* lacks both); on a GPU ``compile`` (CUDA graphs). *merged branches* is ours with one 1x1
 and one depthwise convolution in place of the two branches' of each lightweight block, *dense branches*, on a GPU, with
-one dense convolution in place of all four, as in training there: equal, and measured here alone.
+one dense convolution in place of all four, as in training there: equal, and measured here alone. *as one product* is no
+network: as many multiplications as *ours* has, in its arithmetic, as one product of two large matrices, which is about
+as fast as a processor multiplies. What it takes, no network of as many convolutions can be expected to beat.
 
 Every contestant has its own process, and they take turns. The cost in quality is measured on noisy pictures (sigma
 25): PSNR of stock's and of each contestant's output, and their largest difference. With random weights (no
@@ -31,6 +33,7 @@ from torch import Tensor, nn
 
 from hranet_arch import arithmetic, checkpoints, fusion, noise
 from hranet_arch.allocator import keep_freed_memory
+from hranet_arch.complexity import count_macs
 from hranet_arch.hranet import HRANet, LightweightBlock
 from hranet_arch.images import decode_image, list_pictures, to_float
 
@@ -69,6 +72,25 @@ def run_dense(block: LightweightBlock, z: Tensor) -> Tensor:
     return block.conv1x1(block.conv5x5(s) + block.conv3x3(s))
 
 
+class MatrixProduct(nn.Module):
+    """Multiplies as often as a network, once: two matrices, one with a row for each pixel. Returns its input."""
+
+    def __init__(self, network: nn.Module, precision: torch.dtype) -> None:
+        super().__init__()
+        macs = count_macs(network, (1, 64, 64)) // 64**2
+        self.right = torch.rand(1024, max(macs // 1024, 1), dtype=precision)
+        self.left = torch.empty(0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pixels = x.shape[-2] * x.shape[-1]
+        if len(self.left) != pixels:
+            self.left, self.right = (
+                one.to(x.device) for one in (torch.rand(pixels, 1024, dtype=self.right.dtype), self.right)
+            )
+        torch.mm(self.left, self.right)
+        return x
+
+
 class Inference:
     """A network and the pictures that it denoises, one by one."""
 
@@ -91,7 +113,9 @@ class Inference:
                 block.lwb1, block.lwb2 = MergedBlock(block.lwb1), MergedBlock(block.lwb2)
         self.format = torch.channels_last if options["channels_last"] else torch.contiguous_format
         self.network = network.to(self.device, memory_format=self.format)
-        if options["fuse"]:
+        if options["product"]:
+            self.network = MatrixProduct(network, torch.bfloat16 if options["bf16"] else torch.float32)
+        elif options["fuse"]:
             self.network = fusion.fuse(self.network, "bf16" if options["bf16"] else "fp32")
         if options["compile"]:
             self.network.compile(mode="reduce-overhead", dynamic=False)  # for each size anew
@@ -133,7 +157,7 @@ def list_contestants(device: str) -> dict[str, dict]:
     has_bf16 = arithmetic.is_fast("bf16", torch.device(device))
     keys = ["fold", "channels_last"] + ["bf16"] * has_bf16
     keys += ["compile"] if device == "cuda" else ["fuse", "keep_memory"]
-    every = ["fold", "channels_last", "bf16", "fuse", "keep_memory", "compile", "dense", "merge"]
+    every = ["fold", "channels_last", "bf16", "fuse", "keep_memory", "compile", "dense", "merge", "product"]
     nothing = dict.fromkeys(every, False)
     everything = {**nothing, **dict.fromkeys(keys, True)}
     contestants = {"stock": nothing, "ours": everything}
@@ -145,6 +169,7 @@ def list_contestants(device: str) -> dict[str, dict]:
             contestants[f"without {key}"] = {**everything, key: False}
     contestants["without channels_last"]["fuse"] = False
     contestants["merged branches"] = {**everything, "merge": True}
+    contestants["as one product"] = {**everything, "product": True, "compile": False}
     if device == "cuda":
         contestants["dense branches"] = {**everything, "dense": True}
     return contestants
@@ -185,6 +210,8 @@ def measure(settings: dict, arguments: argparse.Namespace, pictures: list[np.nda
             for seconds in take_turns(contestants, arguments.rounds, "time", arguments.block_time):
                 result["sizes"][-1] |= {"rounds": len(seconds["stock"]), "contestants": compare(seconds, "stock")}
                 yield result
+        for name in [name for name in contestants if wanted[name]["product"]]:
+            contestants.pop(name).close()
         if settings["device"] == "cuda":  # the network is compiled for these sizes, too
             outputs = ask_all(contestants, "restore", noisy)
         else:

@@ -18,6 +18,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from hranet_arch import arithmetic, networks, registration
+from hranet_arch.complexity import count_macs
 from hranet_arch.hranet import HRANet, LightweightBlock
 from hranet_arch.option_files import merge, read_options
 from hranet_arch.options import check_options
@@ -323,6 +324,17 @@ def test_merged_branches_compute_the_same():
         torch.testing.assert_close(MergedBlock(block)(z), block(z), rtol=0, atol=1e-6)
 
 
+def test_a_product_multiplies_as_often_as_the_network():
+    """In bf16 where that does; up to what does not fill a column of 1,024."""
+    from benchmark_inference import MatrixProduct
+
+    network = HRANet(num_feat=32).eval()
+    product, size = MatrixProduct(network, torch.bfloat16), (1, 40, 48)
+    x = torch.rand(1, *size)
+    assert product(x) is x and product.left.dtype == product.right.dtype == torch.bfloat16
+    assert count_macs(product, size) == pytest.approx(count_macs(network, size), rel=0.005)
+
+
 def test_stock_is_measured_without_dense_branches(monkeypatch):
     import benchmark_training
 
@@ -376,11 +388,13 @@ def test_inference_is_benchmarked(tmp_path):
         "--only",
         "only fold",
         "ours",
+        "as one product",
     )
     record = json.loads((tmp_path / "r.json").read_text())
     assert_says_how_it_was_made(record)
     result = record["networks"]["HRANet num_feat=4"]
-    assert set(result["sizes"][0]["contestants"]) == set(result["quality"]) == {"stock", "only fold", "ours"}
+    assert set(result["quality"]) == {"stock", "only fold", "ours"}
+    assert set(result["sizes"][0]["contestants"]) == {*result["quality"], "as one product"}
     assert result["quality"]["only fold"]["largest_difference"] < 1e-6
     has_bf16 = arithmetic.is_fast("bf16", torch.device("cpu"))
     assert (result["quality"]["ours"]["largest_difference"] > 1e-5) is has_bf16
