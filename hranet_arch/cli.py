@@ -216,7 +216,9 @@ def _profile(arguments: argparse.Namespace) -> None:
     options.check_network(network, registries)
     built = preflight.build_network("network_g", network)
     defaults = inspect.signature(type(built)).parameters
-    channels = [network.get(key, defaults[key].default) for key in CHANNEL_KEYS if key in defaults] or [3]
+    colors = {one.get("color") for one in (opt.get("datasets") or {}).values() if isinstance(one, dict)}
+    channels = [network.get(key, defaults[key].default) for key in CHANNEL_KEYS if key in defaults]
+    channels = channels or [1 if colors & {"gray", "y"} else 3]
     size = (channels[0], *arguments.size)
     try:
         layers, macs = complexity.profile_layers(built, size, arguments.depth), complexity.count_macs(built, size)

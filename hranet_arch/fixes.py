@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import sys
 import time
@@ -82,15 +83,30 @@ def average_ema_with_buffers() -> None:
 
     def model_ema(self, decay: float = 0.999) -> None:
         net = self.get_bare_model(self.net_g)
-        pairs = list(zip(self.net_g_ema.state_dict().values(), net.state_dict().values(), strict=True))
-        averages, values = zip(*[pair for pair in pairs if pair[0].is_floating_point()])
+        if getattr(self, "paired_for", None) is not net:
+            self.paired_for, self.pairs = net, pair_with_average(net, self.net_g_ema)
+        (averages, values), (copies, originals) = self.pairs
         with torch.no_grad():
             torch._foreach_lerp_(averages, values, 1 - decay)
-            for average, value in pairs:
-                if not average.is_floating_point():
-                    average.copy_(value)
+            for copy, original in zip(copies, originals):
+                copy.copy_(original)
 
     BaseModel.model_ema = model_ema
+
+
+Tensors = list[torch.Tensor]
+
+
+def pair_with_average(net: torch.nn.Module, average: torch.nn.Module) -> tuple[tuple[Tensors, Tensors], ...]:
+    """The tensors of a network's average and the network's own: those that are averaged, then those that are copied,
+    which are counters and what is not finite, as a mask of -inf. What has several names is there once: each would
+    move it."""
+    pairs = zip(average.state_dict().values(), net.state_dict().values(), strict=True)
+    once = {one.data_ptr(): (one, other) for one, other in pairs if one.numel()}.values()
+    averaged = [pair for pair in once if pair[0].is_floating_point() and pair[1].isfinite().all()]
+    kept = {one.data_ptr() for one, _ in averaged}
+    copied = [pair for pair in once if pair[0].data_ptr() not in kept]
+    return tuple(([one for one, _ in part], [other for _, other in part]) for part in (averaged, copied))
 
 
 @_fix
@@ -127,6 +143,12 @@ def _save_and_stop(model, iteration: int) -> None:
     raise Interrupted(f"Stopped after iteration {iteration}; its checkpoint is saved. Go on with --auto_resume.")
 
 
+def _is_sound(net: torch.nn.Module) -> bool:
+    """Whether a network's values can be used. A buffer of -inf can: masks have it."""
+    buffers = (buffer for buffer in net.buffers() if buffer.is_floating_point())
+    return all(one.isfinite().all() for one in net.parameters()) and all((one < math.inf).all() for one in buffers)
+
+
 def _save(model, iteration: int) -> None:
     model.save(epoch=(iteration - 1) // model.opt["iters_per_epoch"], current_iter=iteration)
 
@@ -151,7 +173,7 @@ def save_or_raise() -> None:
             for key, net in zip(keys, nets, strict=True)
         }
         label = "latest" if current_iter == -1 else current_iter
-        if not all(torch.isfinite(value).all() for params in content.values() for value in params.values()):
+        if not all(_is_sound(self.get_bare_model(net)) for net in nets):
             raise TrainingError(
                 f"{net_label}_{label} holds values that are not finite and is not saved; earlier checkpoints in "
                 f"{self.opt['path']['models']} are intact. Lower the learning rate."

@@ -34,6 +34,7 @@ from basicsr.utils.dist_util import master_only
 
 from hranet_arch import arithmetic, checkpoints, tiling
 from hranet_arch.errors import TrainingError
+from hranet_arch.fixes import pair_with_average
 from hranet_arch.step_graph import StepGraph
 from hranet_arch.validation import note_best, validate
 
@@ -182,12 +183,9 @@ class RestorationModel(SRModel):
             return
         self.listed_for = self.net_g
         self.parameters, self.buffers = list(self.net_g.parameters()), list(self.net_g.buffers())
-        pairs = []
         if self.ema_decay > 0:
-            values = self.get_bare_model(self.net_g).state_dict().values()
-            pairs = list(zip(self.net_g_ema.state_dict().values(), values, strict=True))
-        self.averaged = [list(part) for part in zip(*[pair for pair in pairs if pair[0].is_floating_point()])]
-        self.copied = [list(part) for part in zip(*[pair for pair in pairs if not pair[0].is_floating_point()])]
+            pairs = pair_with_average(self.get_bare_model(self.net_g), self.net_g_ema)
+            (self.averages, self.averaged), (self.copies, self.copied) = pairs
 
     def _backward(self) -> OrderedDict[str, Tensor]:
         """Adds up the gradients of the batch, part by part; returns the batch's mean of each loss."""
@@ -257,12 +255,11 @@ class RestorationModel(SRModel):
     @torch.no_grad()
     def _average(self, weight: Tensor) -> None:
         """Moves the averaged network towards the trained one, all tensors at once."""
-        averages, values = self.averaged
-        steps = torch._foreach_sub(values, averages)
+        steps = torch._foreach_sub(self.averaged, self.averages)
         torch._foreach_mul_(steps, weight)
-        torch._foreach_add_(averages, steps)
-        for average, value in zip(*self.copied):
-            average.copy_(value)
+        torch._foreach_add_(self.averages, steps)
+        for copy, original in zip(self.copies, self.copied):
+            copy.copy_(original)
 
     def get_current_log(self) -> OrderedDict:
         self._read_log()

@@ -131,7 +131,8 @@ def _check_training(opt: dict, network: torch.nn.Module) -> None:
     for key, options in train.items():
         if key.endswith("_opt") and key != "perceptual_opt":  # that one downloads a network
             make = _registered("loss", options["type"])
-            _build(f"train.{key}", options, *((_make_pixel_loss, make) if key == "pixel_opt" else (make,)))
+            is_tried = key == "pixel_opt" and make.__module__.startswith(("basicsr.", "hranet_arch."))
+            _build(f"train.{key}", options, *((_make_pixel_loss, make) if is_tried else (make,)))
     for key, options in train.items():
         if key.startswith("optim_"):
             optimizer = _build(f"train.{key}", options, _make_optimizer, _registered("optimizer", options["type"]))
@@ -140,7 +141,7 @@ def _check_training(opt: dict, network: torch.nn.Module) -> None:
 
 
 def _make_pixel_loss(make: Callable[..., torch.nn.Module], **arguments: Any) -> torch.nn.Module:
-    """A loss that has compared two pictures: some arguments are refused only then."""
+    """A loss that has compared two pictures: some arguments are refused only then. A stranger's may want others."""
     loss = make(**arguments)
     count = loss(torch.zeros(1, 3, 16, 16), torch.ones(1, 3, 16, 16)).numel()
     if count != 1:
@@ -222,8 +223,12 @@ def _probe(network: torch.nn.Module, opt: dict, phase: str) -> None:
     channels = 1 if dataset.get("color") in ("gray", "y") else 3
     side = dataset["gt_size"] // scale if phase == "train" else PROBE_SIZE
     window = opt["network_g"].get("window_size", 1)
-    lq = torch.zeros(1, channels, *[min(max(side, 1), LARGEST_PROBE)] * 2)
-    lq = tiling.pad_to_multiple(lq, window if isinstance(window, int) else 1)
+    window = window if isinstance(window, int) and window > 0 else 1
+    if side > LARGEST_PROBE >= window:
+        side = LARGEST_PROBE - (LARGEST_PROBE - side) % window  # as many pixels over whole windows
+    lq = torch.zeros(1, channels, *[max(side, 1)] * 2)
+    if phase != "train":  # in training nothing is padded
+        lq = tiling.pad_to_multiple(lq, window)
     given = f"datasets.{phase} gives {'grey' if channels == 1 else 'RGB'} pictures ({channels} channels)"
     limit = LIMITS.get(name, "Give the network that many channels, or the dataset another 'color'.")
     try:
@@ -231,7 +236,14 @@ def _probe(network: torch.nn.Module, opt: dict, phase: str) -> None:
             output = network(lq)
     except Exception as error:  # as above
         size = f"{lq.shape[-2]}x{lq.shape[-1]}"
+        if lq.shape[-1] % window:
+            limit = f"Its windows are of {window}: make datasets.train.gt_size a multiple of {window * scale}."
         raise InputError(f"network_g: {given}; of {size} of them {name} says: {_first_line(error)} {limit}") from error
+    if not isinstance(output, Tensor) and opt["model_type"] in schema.MODELS:
+        raise InputError(
+            f"network_g: {name} gives no tensor but a {type(output).__name__}, which {opt['model_type']} cannot use. "
+            "Wrap it, or write a model class for it."
+        )
     expected = (1, channels, lq.shape[2] * scale, lq.shape[3] * scale)
     if isinstance(output, Tensor) and tuple(output.shape) != expected:
         raise InputError(

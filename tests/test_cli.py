@@ -199,6 +199,61 @@ def test_msrresnet_at_scale_one(recipe, refuse, upscale):
     assert "BasicSR's MSRResNet has upscale 2, 3 and 4 only." in refuse(recipe)
 
 
+SWINIR = {
+    "type": "SwinIR", "upscale": 1, "in_chans": 1, "img_size": 16, "window_size": 8, "img_range": 1.0, "depths": [2],
+    "embed_dim": 12, "num_heads": [2], "mlp_ratio": 1, "upsampler": "", "resi_connection": "1conv",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("size", [20, 132])
+def test_patches_that_are_no_whole_windows(recipe, refuse, size):
+    """Training pads nothing. 132 is more than what is tried."""
+    recipe["datasets"]["train"]["gt_size"] = size
+    message = refuse({**recipe, "network_g": SWINIR})
+    assert "Its windows are of 8: make datasets.train.gt_size a multiple of 8." in message
+
+
+def test_large_patches_of_whole_windows_are_taken(recipe):
+    """144 is 3 windows of 48; 128 pixels, which would be tried of smaller windows, are not."""
+    from hranet_arch.preflight import _probe, build_network
+
+    opt = {**recipe, "scale": 1, "network_g": {**SWINIR, "window_size": 48, "img_size": 48}}
+    opt["datasets"]["train"]["gt_size"] = 144
+    _probe(build_network("network_g", opt["network_g"]), opt, "train")
+
+
+class ListNet(torch.nn.Conv2d):
+    """For grey pictures; says its channels by a name of its own, and gives a list."""
+
+    def __init__(self, shades: int = 1) -> None:
+        super().__init__(shades, shades, 1)
+
+    def forward(self, x):
+        return [super().forward(x)]
+
+
+class GreyLoss(torch.nn.Module):
+    def forward(self, output, gt):
+        return (output - gt.expand(-1, 1, -1, -1)).abs().mean()
+
+
+def test_a_network_that_gives_no_tensor(recipe, refuse, capfd, monkeypatch):
+    monkeypatch.setitem(registration.ARCH_REGISTRY._obj_map, "ListNet", ListNet)
+    recipe["network_g"] = {"type": "ListNet"}
+    assert "network_g: ListNet gives no tensor but a list, which DenoisingModel cannot use" in refuse(recipe)
+    Path("options.yml").write_text(yaml.safe_dump(recipe))
+    assert run_cli("profile", "-opt", "options.yml", "--size", "8x8") == 0
+    assert "at 1 x 8 x 8" in capfd.readouterr().out
+
+
+def test_a_strangers_loss_may_want_grey_pictures_alone(recipe, run, monkeypatch):
+    from basicsr.utils.registry import LOSS_REGISTRY
+
+    monkeypatch.setitem(LOSS_REGISTRY._obj_map, "GreyLoss", GreyLoss)
+    recipe["train"]["pixel_opt"] = {"type": "GreyLoss"}
+    assert run("train", recipe, "--force_yml", "train:total_iter=2") == 0
+
+
 # --- bad input: checkpoints -------------------------------------------------------------------------------------------
 
 

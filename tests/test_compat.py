@@ -197,6 +197,40 @@ def test_the_average_of_weights_is_basicsrs():
         torch.testing.assert_close(model.net_g_ema.state_dict()[name], expected)
 
 
+class SharedNet(torch.nn.Sequential):
+    """A layer with three names, and a mask of -inf."""
+
+    def __init__(self) -> None:
+        layer = torch.nn.Conv2d(1, 1, 1)
+        super().__init__(layer, layer, layer)
+        self.register_buffer("mask", torch.full((2, 2), -math.inf).triu(1))
+
+
+@pytest.mark.parametrize("is_ours", [False, True])
+def test_what_has_several_names_is_averaged_once_and_a_mask_stays(is_ours, tmp_path):
+    from basicsr.models.sr_model import SRModel
+
+    from hranet_arch.model import DenoisingModel
+
+    kind = DenoisingModel if is_ours else SRModel
+    model = kind.__new__(kind)
+    model.net_g, model.net_g_ema, model.ema_decay, model.listed_for = SharedNet(), SharedNet(), 0.75, None
+    model.opt = {"path": {"models": str(tmp_path)}, "network_g": {}, "rank": 0}
+    before, weight = model.net_g_ema[0].weight.clone(), model.net_g[0].weight
+    if is_ours:
+        model._list_tensors()
+        model._average(torch.tensor(0.25))
+    else:
+        model.model_ema(decay=0.75)
+    torch.testing.assert_close(model.net_g_ema[0].weight, 0.75 * before + 0.25 * weight)
+    assert torch.equal(model.net_g_ema.mask, model.net_g.mask)
+    model.save_network([model.net_g, model.net_g_ema], "net_g", 1, param_key=["params", "params_ema"])
+    assert torch.equal(load_network(tmp_path / "net_g_1.pth", "params_ema")["mask"], model.net_g.mask)
+    model.net_g_ema.mask.fill_(math.nan)
+    with pytest.raises(TrainingError, match="net_g_2 holds values that are not finite"):
+        model.save_network([model.net_g, model.net_g_ema], "net_g", 2, param_key=["params", "params_ema"])
+
+
 @pytest.mark.parametrize(
     ("scheduler", "expected"),
     [
