@@ -178,7 +178,8 @@ class RestorationModel(SRModel):
         return losses
 
     def _list_tensors(self) -> None:
-        """Once for a network: walking through its modules would take longer than what a GPU then computes."""
+        """Once for a network, in the first step, which waits for it: what is averaged must be finite. Walking through
+        the modules in each step would take longer than what a GPU then computes."""
         if self.listed_for is self.net_g:
             return
         self.listed_for = self.net_g

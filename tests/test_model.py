@@ -204,6 +204,7 @@ def test_a_step_waits_for_nothing(train, optimizer):
     train = {**train, "optim_g": {**ADAM, "type": optimizer}}
     model, healthy = make_model(ema_decay=0.9, **train), make_model(ema_decay=0.9, **train)
     model.read_every = 100
+    model._list_tensors()  # waits, once for a network
     clean = torch.ones(1, 1, 2, 2)
     for i, lq in enumerate([clean, POISON, clean * 2, POISON]):
         model.feed_data({"lq": lq, "gt": clean})
