@@ -102,11 +102,12 @@ def pair_with_average(net: torch.nn.Module, average: torch.nn.Module) -> tuple[t
     which are counters and what is not finite, as a mask of -inf. What has several names is there once: each would
     move it."""
     pairs = zip(average.state_dict().values(), net.state_dict().values(), strict=True)
-    once = {one.data_ptr(): (one, other) for one, other in pairs if one.numel()}.values()
-    averaged = [pair for pair in once if pair[0].is_floating_point() and pair[1].isfinite().all()]
-    kept = {one.data_ptr() for one, _ in averaged}
-    copied = [pair for pair in once if pair[0].data_ptr() not in kept]
-    return tuple(([one for one, _ in part], [other for _, other in part]) for part in (averaged, copied))
+    averaged, copied = ([], []), ([], [])
+    for one, other in {one.data_ptr(): (one, other) for one, other in pairs if one.numel()}.values():
+        part = averaged if one.is_floating_point() and other.isfinite().all() else copied
+        part[0].append(one)
+        part[1].append(other)
+    return averaged, copied
 
 
 @_fix
