@@ -17,7 +17,12 @@ from hranet_arch.hranet import HRANet
 from hranet_arch.model import DenoisingModel
 from tests.conftest import load_network, make_pictures, run_cli
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+pytestmark = [
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"),
+    # Of torch's own code, where torch.compile runs it: in 2.11 an import of its own, and how Dynamo makes an
+    # autograd.Function. Outside of pytest nobody makes errors of them.
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+]
 GPU = torch.device("cuda")
 
 
