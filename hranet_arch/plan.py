@@ -95,19 +95,28 @@ class Plan:
             logger.error("%s", failure.describe())
 
 
+def _require_matplotlib() -> None:
+    """Now, and not when all has been measured."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise InputError("the plots need matplotlib: pip install 'hranet-arch[compare]'")
+    try:
+        import matplotlib  # noqa: F401
+    except ValueError as error:
+        raise InputError(f"the plots need matplotlib, which refuses to load: MPLBACKEND: {error}") from None
+
+
 def make_plan(opt: dict, folder: Path) -> Plan:
     """Finds the pictures; what cannot be used is in ``failures``.
 
     Raises:
-        InputError: if no level or no test set can be used, there is no such device, or matplotlib is missing.
+        InputError: if no level or no test set can be used, there is no such device, or matplotlib is missing or broken.
     """
     taken = {examples.CLEAN: "clean", methods.INPUT_NAMES[opt["task"]].lower(): "given"}
     for name in opt["methods"]:
         if kind := taken.get(name.lower()):
             raise InputError(f"methods.{name}: this is what the {kind} pictures are called. Take another name.")
     scores.check_published(opt.get("published", []), opt["task"], opt["color"])
-    if importlib.util.find_spec("matplotlib") is None:  # not only when all has been measured
-        raise InputError("the plots need matplotlib: pip install 'hranet-arch[compare]'")
+    _require_matplotlib()
     device = _find_device(opt["device"])
     opt = {**opt, "precision": arithmetic.choose(opt["precision"], device, logger.warning)}
     plan = Plan(opt, folder, device, provenance.describe_commit(), provenance.describe_machine(device))

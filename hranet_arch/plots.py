@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import re
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -30,6 +32,8 @@ from hranet_arch.scores import (
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+logger = logging.getLogger(__name__)
 
 INK, RULE, PAPER = "#26292e", "#dcdfe4", "#ffffff"  # the page replaces them by its own, light or dark
 COLORS = ("#3b7dd8", "#d9822b", "#2e9e6b", "#c8506a", "#8a6fd1", "#8c8c3a", "#3aa3b5", "#a5744a")  # seen on both
@@ -129,9 +133,23 @@ def default_style() -> Iterator[None]:
     """matplotlib as it comes, whatever its user's ``matplotlibrc`` says: a report's bytes do not depend on that."""
     import matplotlib
 
-    with matplotlib.rc_context():
+    with matplotlib.rc_context(), warnings.catch_warnings():
         matplotlib.rcdefaults()
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a line for each letter and each picture
         yield
+
+
+def _warn_of_boxes(names: Sequence[str]) -> None:
+    from matplotlib.font_manager import findfont, get_font
+
+    font = get_font(findfont("DejaVu Sans"))
+    missing = [name for name in names if not all(font.get_char_index(ord(letter)) for letter in name)]
+    if missing:
+        logger.warning(
+            "%s: matplotlib's font lacks letters of it. The files in plots and crops have boxes in their place; the "
+            "page and the tables are whole.",
+            ", ".join(missing),
+        )
 
 
 @default_style()
@@ -143,6 +161,7 @@ def write_plots(record: Record, folder: Path) -> list[dict[str, str]]:
     """
     import matplotlib
 
+    _warn_of_boxes(record.methods)
     folder.mkdir(parents=True, exist_ok=True)
     for path in folder.glob("psnr_*.*"):  # an earlier run's, of other methods
         path.unlink()

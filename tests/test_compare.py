@@ -563,6 +563,15 @@ def test_a_missing_matplotlib_is_named_before_anything_is_measured(options, caps
     assert "pip install 'hranet-arch[compare]'" in capsys.readouterr().err and calls.done == []
 
 
+def test_a_matplotlib_that_refuses_to_load_is_named_before_anything_is_measured(options, capsys, monkeypatch, calls):
+    for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setenv("MPLBACKEND", "nonsense")
+    assert run(options) == 2
+    errors = capsys.readouterr().err
+    assert "MPLBACKEND" in errors and "'nonsense'" in errors and "Traceback" not in errors and calls.done == []
+
+
 def test_two_comparisons_do_not_write_into_one_folder(options, capsys):
     from hranet_arch.pipeline import lock_folder
 

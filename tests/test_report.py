@@ -379,6 +379,16 @@ def test_report_writes_the_same_bytes_again(tmp_path):
     }  # fmt: skip
 
 
+def test_a_name_that_matplotlib_cannot_draw_is_said_once(tmp_path, caplog, recwarn):
+    record = Record.model_validate_json(json.dumps(make_data()).replace(json.dumps(ODD), '"网络"'))
+    write_pictures(record, tmp_path)
+    report.write_report(record, tmp_path)
+    assert [line.split(":")[0] for line in caplog.messages if "font" in line] == ["网络"]
+    assert not [warning for warning in recwarn if "Glyph" in str(warning.message)]
+    drawn = read_page((tmp_path / "report.html").read_text("utf-8"))["plots"]
+    assert [">网络</text>" in plot["svg"] for plot in drawn] == [True] * 3
+
+
 def test_the_page_is_whole_and_safe(tmp_path):
     template = pages.read_page("report_page.html")
     text = report.format_page(template, report.describe_page(make_record()))
