@@ -190,7 +190,7 @@ def measure_costs(plan: Plan, journal: Journal) -> dict[str, list[record.Cost]]:
             memory = _measure_memory(plan, journal, name, method)
             size = method.input_size(*plan.opt["costs"]["macs_size"])
             try:
-                macs = complexity.count_macs(method.network, size) if method.network else None
+                macs = complexity.count_macs(method.costed, size) if method.network else None
             except Exception as error:
                 plan.fail(f"MACs at {size}: {first_line(error)}", method=name)
                 macs = None
@@ -243,8 +243,8 @@ class _Timed:
         if self.x is None:
             channels, height, width = self.size
             self.x = x[:, :channels, :height, :width].contiguous()
-        if self.method.network is not None:
-            return self.method.network(self.x)
+        if self.method.costed is not None:
+            return self.method.costed(self.x)
         picture = self.x[0].permute(1, 2, 0).cpu().numpy()
         return self.method.run_classical(picture[..., 0] if picture.shape[2] == 1 else picture)
 
@@ -256,7 +256,7 @@ def _measure_memory(plan: Plan, journal: Journal, name: str, method: methods.Met
         key = make_key("memory", plan.context, method.fingerprint, size)
         if key not in journal.values:
             try:
-                journal.write(key, asdict(complexity.measure_peak_memory(method.network, size, plan.device)))
+                journal.write(key, asdict(complexity.measure_peak_memory(method.costed, size, plan.device)))
             except Exception as error:  # on a GPU the network's own, of every kind
                 plan.fail(first_line(error), method=name)
                 continue
@@ -321,6 +321,7 @@ def _describe_method(name: str, entry: dict, own: dict[float, methods.Method], c
         type=first.type,
         arguments={**first.arguments, **first.versions},
         weights={key: record.Weights(file=m.weights.name, sha256=m.weights_sha256) for key, m in files.items()},
+        ensemble=first.ensemble,
         training=entry.get("training"),
         published=entry.get("published", name),
         costs=costs,

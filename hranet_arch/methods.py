@@ -28,6 +28,7 @@ from hranet_arch.images import to_planes
 from hranet_arch.journal import make_key
 from hranet_arch.resize import resize_bicubic
 from hranet_arch.schema import LEVEL_KEYS
+from hranet_arch.symmetries import IDENTITY, SYMMETRIES
 
 make_importable()
 
@@ -71,14 +72,20 @@ class Method:
     task: Task
     enlarge_first: bool = False
     channel: str = "all"
+    ensemble: bool = False
     versions: dict[str, str] = field(default_factory=dict)
     code: str | None = None  # hash of a plug-in's module, which Plan.context does not cover
 
     @property
     def fingerprint(self) -> str:
         described = [self.kind, self.type, self.arguments, self.weights_sha256, self.enlarge_first, self.channel]
-        described += [self.versions, self.code, vars(self.task) | {"device": self.task.device.type}]
+        described += [self.ensemble, self.versions, self.code, vars(self.task) | {"device": self.task.device.type}]
         return make_key(*described)
+
+    @property
+    def costed(self) -> nn.Module | None:
+        """What costs are measured of: all that its network does for one picture."""
+        return _Ensemble(self.network) if self.ensemble else self.network
 
     @functools.cached_property
     def runner(self) -> nn.Module | None:
@@ -128,6 +135,7 @@ class Method:
             output = tiling.restore(
                 self.runner, x[None].to(self.task.device), tile=self.task.tile or None,
                 window=window if isinstance(window, int) else 1,
+                symmetries=SYMMETRIES if self.ensemble else (IDENTITY,),
             )[0]  # fmt: skip
         array = output.float().cpu().numpy().transpose(1, 2, 0)
         # A network for three channels may take one and give three: the probe sees it.
@@ -155,6 +163,8 @@ def make_method(entry: dict, task: Task, weights_root: Path) -> Method:
         InputError: if its weights are missing or not its own, a package is missing, or it does not take such pictures.
     """
     if entry.get("method"):
+        if entry.get("ensemble"):
+            raise InputError(f"{entry['method']} cannot have ensemble: true; networks can. Leave it out.")
         return _make_classical(entry["method"], task)
     path = _find_weights(entry.get("weights"), task, weights_root)
     network, name, arguments = _build_network(entry.get("network_g"), path)
@@ -168,7 +178,8 @@ def make_method(entry: dict, task: Task, weights_root: Path) -> Method:
     method = Method(
         "network", name, arguments, path, hash_params(networks.read_weights(path)[0]) if path else None, parameters,
         _cast(network.eval().to(task.device), task.precision), task,
-        entry.get("enlarge_first", False), entry.get("channel", "all"), code=_hash_code(network),
+        entry.get("enlarge_first", False), entry.get("channel", "all"), entry.get("ensemble", False),
+        code=_hash_code(network),
     )  # fmt: skip
     _probe(method)
     return method
@@ -284,6 +295,17 @@ class _Autocast(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         with arithmetic.autocast(self.precision, x.device):
             return self.network(x).float()
+
+
+class _Ensemble(nn.Module):
+    """The mean over a picture's eight symmetries, whole. (``tiling.restore`` cuts pictures, too.)"""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        return sum(one.undo(self.network(one.apply(x))) for one in SYMMETRIES) / len(SYMMETRIES)
 
 
 def _probe(method: Method) -> None:

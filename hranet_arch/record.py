@@ -138,6 +138,7 @@ class Method(Part):
     type: Text  # the architecture's name, or the classical method's
     arguments: dict[str, Any]
     weights: dict[str, Weights]
+    ensemble: bool = False  # the mean over the picture's eight symmetries; costs are of all eight
     training: str | None  # the training set, as the option file says
     published: str | None  # its name in published.json
     costs: list[Cost]

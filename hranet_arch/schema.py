@@ -245,6 +245,7 @@ class ComparedMethod(Section):
     published: str | None = None  # its name in published.json; None: its own
     enlarge_first: bool = False  # super-resolution: the network takes the bicubically enlarged picture
     channel: Literal["all", "y"] = "all"  # y: the network takes the luma alone
+    ensemble: bool = False  # the mean over the picture's eight symmetries: a "+" behind its name in papers
 
 
 class PairedFolders(Section):

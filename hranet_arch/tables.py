@@ -130,6 +130,8 @@ def _describe_method(name: str, record: Record) -> str:
     for level, weights in method.weights.items():
         at = "" if level == "all" else f" at {level}"
         parts.append(f"weights{at} {weights.file} (SHA-256 {weights.sha256[:12]})")
+    if method.ensemble:
+        parts.append("mean over the picture's eight symmetries")
     if method.training:
         parts.append(f"trained on {method.training}")
     return f"{name}: {'; '.join(parts)}"

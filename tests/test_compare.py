@@ -32,6 +32,7 @@ from hranet_arch import (
     provenance,
     record,
     resize,
+    tables,
 )
 from hranet_arch.baselines import DnCNN, FFDNet
 from hranet_arch.errors import InputError
@@ -202,7 +203,7 @@ def test_grey_saved_as_colour_is_grey():
 
 def test_what_is_timed_is_what_the_network_is_given():
     seen = []
-    method = SimpleNamespace(input_size=lambda h, w: (1, h // 2, w // 2), network=lambda x: seen.append(tuple(x.shape)))
+    method = SimpleNamespace(input_size=lambda h, w: (1, h // 2, w // 2), costed=lambda x: seen.append(tuple(x.shape)))
     timed = compare._Timed(method, [16, 24])
     timed(torch.zeros(1, 3, 16, 24))
     assert timed.size == (1, 8, 12) and seen == [(1, 1, 8, 12)]
@@ -230,6 +231,20 @@ def test_costs_of_super_resolution_are_those_of_each_scale(options, monkeypatch)
     assert found["Luma"].costs[0].latency[0].size == (1, 48, 48) and found["Net"].published == "Net"
     counts = [complexity.count_parameters(network) for network in networks.values()]
     assert [cost.parameters for cost in found["Net"].costs] == counts
+
+
+def test_an_ensemble_stands_beside_its_network(options):
+    """A "+" of the papers: other scores, eight times the multiplications, and the record and the tables say why."""
+    alone = {"weights": "dncnn_{sigma}.pth"}
+    options |= {"sigma": [25], "testsets": {"A": "A"}}
+    assert run({**options, "methods": {"Net": alone, "Net+": {**alone, "ensemble": True}}}) == 0
+    result = read()
+    network, ensemble = result.methods["Net"], result.methods["Net+"]
+    assert (network.ensemble, ensemble.ensemble) == (False, True)
+    assert ensemble.costs[0].macs == 8 * network.costs[0].macs
+    assert result.find("Net", "A", 25).psnr_float != result.find("Net+", "A", 25).psnr_float
+    about = dict(tables.describe_record(result))["Methods"]
+    assert ["mean over the picture's eight symmetries" in line for line in about] == [False, False, True]
 
 
 # --- what is written --------------------------------------------------------------------------------------------------
@@ -712,7 +727,7 @@ def test_wrong_options_for_jpeg_are_named(options, capsys, message):
 # --- the shipped files ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["compare_gray", "compare_color", "compare_sr", "compare_jpeg"])
+@pytest.mark.parametrize("name", ["compare_gray", "compare_color", "compare_ensemble", "compare_sr", "compare_jpeg"])
 def test_shipped_files_are_understood(name):
     from hranet_arch import option_files, options, registration
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from hranet_arch import fidelity, methods, noise, registration
+from hranet_arch import complexity, fidelity, methods, noise, registration
 from hranet_arch.errors import InputError
 from tests.conftest import REPOSITORY
 
@@ -146,8 +146,36 @@ def test_large_pictures_run_in_tiles_and_give_the_same(tmp_path):
 
 def test_whatever_changes_a_method_changes_its_fingerprint(tmp_path):
     method = methods.make_method({"method": "non_local_means"}, make_task(), tmp_path)
-    changes = [{}, {"enlarge_first": True}, {"channel": "y"}, {"versions": {"x": "2"}}]
-    assert len({replace(method, **change).fingerprint for change in changes}) == 4
+    changes = [{}, {"enlarge_first": True}, {"channel": "y"}, {"ensemble": True}, {"versions": {"x": "2"}}]
+    assert len({replace(method, **change).fingerprint for change in changes}) == 5
+
+
+@pytest.mark.parametrize("tile", (0, 32))
+def test_an_ensemble_is_the_mean_over_the_turned_and_mirrored_pictures(tmp_path, tile):
+    torch.save({"params": build("DnCNN", num_feat=4, num_conv=3, bn=False).state_dict()}, tmp_path / "x.pth")
+    alone = methods.make_method({"weights": "x.pth"}, make_task(), tmp_path)
+    together = methods.make_method({"weights": "x.pth", "ensemble": True}, make_task(tile=tile), tmp_path)
+    picture = smooth((70, 83))
+    turned = [np.rot90(alone(np.rot90(picture, turns).copy()), -turns) for turns in range(4)]
+    turned += [np.rot90(alone(np.rot90(picture.T, turns).copy()), -turns).T for turns in range(4)]
+    assert abs(together(picture) - alone(picture)).max() > 1e-4
+    np.testing.assert_allclose(together(picture), np.mean(turned, axis=0), atol=1e-6)
+
+
+def test_an_ensemble_costs_eight_times_its_network(tmp_path):
+    torch.save({"params": build("DnCNN", num_feat=4, num_conv=3, bn=False).state_dict()}, tmp_path / "x.pth")
+    method = methods.make_method({"weights": "x.pth", "ensemble": True}, make_task(), tmp_path)
+    size = (1, 9, 12)
+    assert complexity.count_macs(method.costed, size) == 8 * complexity.count_macs(method.network, size)
+    x = torch.from_numpy(smooth((9, 12)))[None, None]
+    with torch.inference_mode():
+        np.testing.assert_allclose(method.costed(x)[0, 0], method(smooth((9, 12))), atol=1e-6)
+
+
+def test_a_classical_method_has_no_ensemble(tmp_path):
+    entry = {"method": "non_local_means", "ensemble": True}
+    with pytest.raises(InputError, match="non_local_means cannot have ensemble: true; networks can. Leave it out."):
+        methods.make_method(entry, make_task(), tmp_path)
 
 
 def test_bf16_is_close_to_fp32_and_measured_apart(tmp_path):
