@@ -35,6 +35,7 @@ from basicsr.utils.dist_util import master_only
 from hranet_arch import arithmetic, checkpoints, tiling
 from hranet_arch.errors import TrainingError
 from hranet_arch.fixes import pair_with_average
+from hranet_arch.networks import load_network
 from hranet_arch.step_graph import StepGraph
 from hranet_arch.validation import note_best, validate
 
@@ -49,9 +50,11 @@ class RestorationModel(SRModel):
     ``torch.compile``; true also records the step as a CUDA graph where that can be, see ``StepGraph``; left out, with
     a warning, on a CPU and without a C compiler), ``accumulate`` (parts that a batch is cut into; their gradients are
     added), ``grad_clip`` (largest gradient norm), ``max_skipped`` (iterations in a row that may be lost to losses that
-    are not finite). In ``val:``: ``tile`` (pictures of more pixels than ``tile * tile`` are run in tiles), ``halo``,
-    ``best_on`` (the validation set whose first metric picks ``net_g_best.pth``, or several sets, for the metric's mean;
-    the first one with clean pictures where it is not given, ``~`` for none).
+    are not finite), ``teacher`` (a released network's name or a weight file: its results, and not the clean pictures,
+    are what is learnt; ``docs/recipes.md`` has what that is worth). In ``val:``: ``tile`` (pictures of more pixels
+    than ``tile * tile`` are run in tiles), ``halo``, ``best_on`` (the validation set whose first metric picks
+    ``net_g_best.pth``, or several sets, for the metric's mean; the first one with clean pictures where it is not
+    given, ``~`` for none).
 
     A step never waits for a GPU: whether it is lost is decided there, and read when the log is printed.
     """
@@ -78,6 +81,7 @@ class RestorationModel(SRModel):
         self.max_skipped = train_opt.get("max_skipped", 100)
         self.precision = self._choose_precision(train_opt.get("precision", "fp32"))
         arithmetic.norm_in_fp32(self.net_g, self.precision, self.device)
+        self.teacher = self._load_teacher(train_opt.get("teacher"))
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         if self.ema_decay > 0:
             self.net_g_ema.to(memory_format=self.memory_format)
@@ -101,6 +105,12 @@ class RestorationModel(SRModel):
             warn("precision bf16: not with several GPUs in one process; fp32 is used. Start one for each: torchrun.")
             return "fp32"
         return arithmetic.choose(wanted, self.device, warn)
+
+    def _load_teacher(self, weights: str | None) -> torch.nn.Module | None:
+        if weights is None:
+            return None
+        get_root_logger().info(f"What {weights} makes of the noisy pictures is learnt, not the clean pictures.")
+        return load_network(weights).module.to(self.device, memory_format=self.memory_format)
 
     def _compile(self, mode: bool | str) -> None:
         fault = find_compile_fault(self.device)
@@ -199,12 +209,20 @@ class RestorationModel(SRModel):
             with self.net_g.no_sync() if is_distributed and not is_last else nullcontext():
                 with arithmetic.autocast(self.precision, self.device):
                     output = self.run_network(self.net_g, self.lq[part], part)
-                losses = self._losses(output.float(), self.gt[part])
+                    target = self._find_target(part)
+                losses = self._losses(output.float(), target.float())
                 weight = len(output) / len(self.lq)
                 self.scaler.scale(sum(losses.values()) * weight).backward()
             for name, loss in losses.items():
                 means[name] = means.get(name, 0) + loss.detach() * weight
         return means
+
+    def _find_target(self, part: slice) -> Tensor:
+        """What the network is to make of the samples ``part``: the clean pictures, or the teacher's results."""
+        if self.teacher is None:
+            return self.gt[part]
+        with torch.no_grad():
+            return self.run_network(self.teacher, self.lq[part], part)
 
     def run_network(self, net: torch.nn.Module, lq: Tensor, part: slice) -> Tensor:
         """Runs the network on ``lq``, which is cut from the samples ``part`` of the batch."""

@@ -42,6 +42,8 @@ def check_run(opt: dict) -> None:
     built = {key: build_network(key, value) for key, value in opt.items() if key.startswith("network_")}
     if opt["is_train"]:
         _check_training(opt, built["network_g"])
+        if opt["train"].get("teacher"):
+            _check_teacher(opt)
     _check_metrics((opt.get("val") or {}).get("metrics") or {})
     _check_checkpoint(opt, built["network_g"])
     _check_resume_state(opt)
@@ -138,6 +140,25 @@ def _check_training(opt: dict, network: torch.nn.Module) -> None:
             optimizer = _build(f"train.{key}", options, _make_optimizer, _registered("optimizer", options["type"]))
             schedule = train["scheduler"]
             _build("train.scheduler", schedule, _registered("scheduler", schedule["type"]), optimizer)
+
+
+def _check_teacher(opt: dict) -> None:
+    """A teacher takes what the training pictures are, and gives what the network is to give."""
+    name, dataset = opt["train"]["teacher"], opt["datasets"]["train"]
+    try:
+        teacher = networks.load_network(name)
+    except InputError as error:
+        raise InputError(f"train.teacher: {error}") from error
+    if teacher.backend != "torch":
+        raise InputError(f"train.teacher: {name} is an ONNX model. Give the weights that it was made from.")
+    if teacher.scale != opt["scale"]:
+        scales = f"enlarges {teacher.scale} times, but the file's scale is {opt['scale']}"
+        raise InputError(f"train.teacher: {name} {scales}.")
+    if "color" in dataset and teacher.channels != (channels := 1 if dataset["color"] in ("gray", "y") else 3):
+        given = f"datasets.train gives pictures of {channels}"
+        raise InputError(f"train.teacher: {name} takes pictures of {teacher.channels} channels, and {given}.")
+    if teacher.takes_sigma and dataset["type"] != "GaussianDenoisingDataset":
+        raise InputError(f"train.teacher: {name} must be told the noise level, which {dataset['type']} does not know.")
 
 
 def _make_pixel_loss(make: Callable[..., torch.nn.Module], **arguments: Any) -> torch.nn.Module:

@@ -167,6 +167,7 @@ class RestorationTrain(Train):
     accumulate: Positive = 1
     grad_clip: Annotated[Number, Field(gt=0)] | None = None
     max_skipped: Positive = 100
+    teacher: str | None = None
 
 
 class Metric(Typed):

@@ -183,7 +183,8 @@ def describe(run: Path, recipe: Path, opt: dict, network: HRANet) -> dict:
     vals = [by_name[name] for name in names]
     task, level = read_degradation(train)
     # From the recipe: the options of a run that was resumed name a checkpoint of its own.
-    start = (option_files.read_options(recipe).get("path") or {}).get("pretrain_network_g")
+    own = option_files.read_options(recipe)
+    start, teacher = (own.get("path") or {}).get("pretrain_network_g"), (own.get("train") or {}).get("teacher")
     state = load_newest_state(run)
     metric, chosen = next(iter(opt["val"]["metrics"].items()))  # it has picked the best
     if chosen["type"] != "calculate_psnr":
@@ -212,7 +213,8 @@ def describe(run: Path, recipe: Path, opt: dict, network: HRANet) -> dict:
             "patch": train["gt_size"],
             "precision": state.get("precision", opt["train"]["precision"]),  # absent before 2026-11-25
             "seed": opt["manual_seed"],
-            **(describe_start(start) if start else {}),
+            **(describe_weights("start", start) if start else {}),
+            **(describe_weights("teacher", teacher) if teacher else {}),
         },
         "validation": {
             "set": key,
@@ -231,10 +233,10 @@ def _unpack(values: list) -> object:
     return values[0] if len(values) == 1 else values
 
 
-def describe_start(start: str) -> dict:
-    """The weights that a training began with: a file's, or those that the released network of this name has now."""
-    params, _ = networks.read_weights(networks.find_weights(start))
-    return {"start": Path(start).stem, "start_sha256": hash_params(params)}
+def describe_weights(key: str, weights: str) -> dict:
+    """What a training began with, or learnt from: a file's weights, or those of a released network as they are now."""
+    params, _ = networks.read_weights(networks.find_weights(weights))
+    return {key: Path(weights).stem, f"{key}_sha256": hash_params(params)}
 
 
 def describe_protocol(record: Record) -> dict:
@@ -351,6 +353,7 @@ def format_card(card: dict) -> str:
     training, validation = card["training"], card["validation"]
     arguments = ", ".join(f"{key}={value}" for key, value in card["network"].items() if key != "type")
     start = f", from the layers that it shares with {training['start']}" if "start" in training else ""
+    taught = f", taught by {training['teacher']}" if "teacher" in training else ""
     return "\n".join([
         f"# {card['name']}",
         "",
@@ -362,7 +365,7 @@ def format_card(card: dict) -> str:
         f"- Training: `basicsr train -opt {training['option_file']}`: {training['iterations']:,} of "
         f"{training['scheduled']:,} batches of {training['batch']} patches of {training['patch']}x{training['patch']}, "
         f"{training['precision']}, seed {training['seed']}, on {training['pictures']} pictures of {training['set']} "
-        f"(SHA-256 {training['data_sha256'][:12]}){start}.",
+        f"(SHA-256 {training['data_sha256'][:12]}){start}{taught}.",
         f"- Picked by {validation['set']} (not a test set): {validation['psnr']:.2f} dB{_name_level(card)} "
         f"at iteration {validation['iteration']:,}.",
         f"- {card['licence']}",

@@ -8,6 +8,9 @@
     python scripts/try_recipes.py --group control --output docs/records/control.json
     python scripts/try_recipes.py --group control --output docs/records/control.json \
         --trials DnCNN --iterations 1000                              # and for as many seconds
+    python scripts/try_recipes.py --group taught --output docs/records/recipes_taught.json
+    python scripts/try_recipes.py --group taught --output docs/records/recipes_taught.json \
+        --trials HRANet-S --iterations 3000                           # and for as many seconds
 
 Each variant is a `basicsr train` of its own, one after the other, with the option file's schedule squeezed into the
 iterations. PSNR is of the option file's validation set (``val.best_on``), cut from training pictures. What a record
@@ -42,6 +45,7 @@ BASE = {"grad_clip": None, "optim_g": {"type": "Adam", "lr": 1e-3}}  # where the
 CLIPPING = {"grad_clip": 0.05}  # near the median norm of the gradient
 FOUND = {"grad_clip": 0.05, "optim_g": {"type": "Adam", "lr": 2e-3}}  # by the variants of BASE
 MUON = {"grad_clip": 0.05, "optim_g": {"type": "MuonAdam", "lr": 5e-3}}  # by the variants of FOUND
+TEACHER = "hranet_gray_s25"
 L1 = {"pixel_opt": {"type": "L1Loss"}}
 DNCNN = {"network_g": {"type": "DnCNN", "num_in_ch": 1, "num_out_ch": 1}}
 
@@ -64,6 +68,13 @@ def list_trials(group: str, iterations: int) -> dict[str, dict]:
         }
     if group == "continued":  # its option file begins with trained weights
         return {"MuonAdam": {}, "Adam": _train({"optim_g": {"type": "Adam", "lr": 1e-3}})}
+    if group == "taught":
+        trials = {"HRANet-S": _train(MUON), "DnCNN": DNCNN | _train(MUON)}
+        return {
+            f"{name}{said}": option_files.merge(changes, _train(teacher))
+            for name, changes in trials.items()
+            for said, teacher in {"": {}, ", taught": {"teacher": TEACHER}}.items()
+        }
     recipes = {"": FOUND, ", MuonAdam": MUON, ", base": BASE}
     trials = {f"HRANet-S{name}": _train(recipe) for name, recipe in recipes.items()}
     return trials | {f"DnCNN{name}": DNCNN | _train(recipe) for name, recipe in recipes.items()}
@@ -166,7 +177,7 @@ def read_curve(options: dict) -> dict:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--group", choices=["base", "found", "tuned", "continued", "control"], required=True)
+    parser.add_argument("--group", choices=["base", "found", "tuned", "continued", "control", "taught"], required=True)
     parser.add_argument("--opt", type=Path, metavar="FILE", help="to vary; default: the group's, in options/released")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="JSON record: new, or to go on with")
     parser.add_argument("--iterations", type=int, default=1500)

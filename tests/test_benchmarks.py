@@ -540,7 +540,7 @@ def test_a_steps_time_is_read_where_nothing_was_validated(tmp_path, monkeypatch)
     assert curve["step_seconds"] == pytest.approx({"median": 0.5, "lower_quartile": 0.45, "upper_quartile": 0.55})
 
 
-@pytest.mark.parametrize("group", ["base", "found", "tuned", "continued", "control"])
+@pytest.mark.parametrize("group", ["base", "found", "tuned", "continued", "control", "taught"])
 def test_every_variant_is_an_option_file_that_runs(group, tmp_path, monkeypatch):
     from try_recipes import OPTION_FILE, OPTION_FILES, TRAINED, list_trials, squeeze
 

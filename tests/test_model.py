@@ -16,6 +16,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hranet_arch import arithmetic, registration, validation
+from hranet_arch import model as model_module
 from hranet_arch.errors import TrainingError
 from hranet_arch.hranet import LayerNorm2d
 from hranet_arch.model import DenoisingModel, find_compile_fault, get_root_logger
@@ -92,6 +93,31 @@ def test_another_registered_loss_can_be_named():
     """|0.5 * 2 - 3| = 2; its derivative by the weight is -2."""
     model = make_model(pixel_opt={"type": "L1Loss"})
     assert step(model, torch.full((1, 1, 2, 2), 2.0), torch.full((1, 1, 2, 2), 3.0)) == pytest.approx(2.5)
+
+
+@pytest.mark.parametrize("accumulate", (1, 2))
+def test_a_teacher_s_results_are_learnt_in_the_place_of_clean_pictures(monkeypatch, accumulate):
+    """Of 2 it makes 3 * 2 = 6: (0.5 * 2 - 6)^2 = 25, its derivative is 2 * (0.5 * 2 - 6) * 2 = -20, so 20.5."""
+    teacher = ScaleNet(3.0).eval().requires_grad_(False)
+    released = {"hranet_gray_s25": SimpleNamespace(module=teacher)}
+    monkeypatch.setattr(model_module, "load_network", released.__getitem__)
+    model = make_model(teacher="hranet_gray_s25", accumulate=accumulate)
+    assert step(model, torch.full((2, 1, 2, 2), 2.0), torch.full((2, 1, 2, 2), 99.0)) == pytest.approx(20.5)
+    assert model.log_dict["l_pix"] == pytest.approx(25.0)
+    assert (teacher.weight.item(), teacher.seen.item()) == (3.0, 0.0)
+
+
+def test_a_teacher_that_must_be_told_the_noise_is_told_each_sample_s(monkeypatch):
+    class ToldNet(ScaleNet):
+        def forward(self, x, sigma):
+            return x * sigma.view(-1, 1, 1, 1)
+
+    monkeypatch.setattr(model_module, "load_network", lambda name: SimpleNamespace(module=ToldNet()))
+    model = make_model(teacher="ffdnet.pth", accumulate=2)
+    x = torch.ones(2, 1, 2, 2)
+    model.feed_data({"lq": x, "gt": x, "sigma": torch.tensor([10.0, 30.0])})
+    model.optimize_parameters(1)
+    assert model.log_dict["l_pix"] == pytest.approx(((10 - 0.5) ** 2 + (30 - 0.5) ** 2) / 2)
 
 
 def test_a_perceptual_loss_without_style_is_one_loss():

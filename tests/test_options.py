@@ -5,6 +5,7 @@ import copy
 import logging
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from pydantic import create_model
 from safetensors.torch import save_file
 
 from hranet_arch import networks, preflight, registration, schema
+from hranet_arch.baselines import FFDNet
 from hranet_arch.errors import InputError
 from hranet_arch.option_files import override, read_options
 from hranet_arch.options import check_options, complete_options
@@ -680,6 +682,36 @@ def test_arguments_that_classes_refuse_are_found_before_the_run(recipe, entry, m
     checked = check(change(recipe, entry))
     complete_options(checked, Path.cwd(), is_train=True)
     with pytest.raises(InputError, match=re.escape(message)):
+        preflight.check_run(checked)
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        (["train:teacher=hranet_gray_s52"], "train.teacher: hranet_gray_s52: no network of this name"),
+        (["train:teacher=hranet_color_s25"], "train.teacher: hranet_color_s25 takes pictures of 3 channels, and "
+                                             "datasets.train gives pictures of 1."),
+        (["train:teacher=hranet_s_x2"], "train.teacher: hranet_s_x2 enlarges 2 times, but the file's scale is 1."),
+        (["train:teacher=net.onnx"], "train.teacher: net.onnx is an ONNX model."),
+    ],
+)  # fmt: skip
+def test_a_teacher_that_does_not_fit_is_found_before_the_run(recipe, entries, message, monkeypatch):
+    checked = check(change(recipe, *entries))
+    complete_options(checked, Path.cwd(), is_train=True)
+    if "net.onnx" in entries[0]:
+        loaded = networks.load_network("hranet_s_gray_s25")
+        monkeypatch.setattr(networks, "load_network", lambda name: replace(loaded, backend="onnxruntime"))
+    with pytest.raises(InputError, match=re.escape(message)):
+        preflight.check_run(checked)
+
+
+def test_a_teacher_that_must_be_told_the_noise_needs_a_dataset_that_knows_it(recipe, tmp_path):
+    torch.save({"params": FFDNet(num_feat=4, num_conv=3).state_dict()}, tmp_path / "ffdnet.pth")
+    checked = check(change(recipe, f"train:teacher={tmp_path / 'ffdnet.pth'}"))
+    complete_options(checked, Path.cwd(), is_train=True)
+    preflight.check_run(checked)
+    checked["datasets"]["train"]["type"] = "PairedDenoisingDataset"
+    with pytest.raises(InputError, match="must be told the noise level, which PairedDenoisingDataset does not know"):
         preflight.check_run(checked)
 
 

@@ -29,7 +29,9 @@ def train(recipe, run):
     assert run("train", options) == 0
     Path("options").mkdir()
     save_file({"first": torch.ones(2)}, "experiments/narrow.safetensors")
+    save_file({"second": torch.ones(3)}, "experiments/wide.safetensors")
     started = {**options, "path": {"pretrain_network_g": "experiments/narrow.safetensors"}}
+    started["train"] = {**options["train"], "teacher": "experiments/wide.safetensors"}
     Path("options/x.yml").write_text(yaml.safe_dump(started), encoding="utf-8")
     checkpoint = Path("experiments/tiny/models/net_g_best.pth")
     data = copy.deepcopy(RECORD)
@@ -73,9 +75,10 @@ def test_weights_and_card_say_how_they_were_made(trained):
     assert said == f"weights/tiny.safetensors: validates at {state['val']:.4f} dB"
     assert len(card["training"]["data_sha256"]) == 64 != card["validation"]["data_sha256"]
     assert card["training"]["start_sha256"] == checkpoints.hash_params({"first": torch.ones(2)})
+    assert card["training"]["teacher_sha256"] == checkpoints.hash_params({"second": torch.ones(3)})
     text = Path("weights/tiny.md").read_text()
     assert "| Set | 25 | 30.00 | 0.8000 |" in text and "basicsr train -opt options/x.yml" in text
-    assert "from the layers that it shares with narrow." in text
+    assert "from the layers that it shares with narrow, taught by wide." in text
     assert f"Picked by val (not a test set): {state['val']:.2f} dB at iteration {state['iter']}." in text
 
 
@@ -90,6 +93,8 @@ def test_a_card_names_the_training_that_made_its_weights(name):
     assert (training["batch"], training["patch"]) == (dataset["batch_size_per_gpu"], dataset["gt_size"])
     start = options.get("path", {}).get("pretrain_network_g")
     assert training.get("start") == (start and Path(start).stem)
+    teacher = options["train"].get("teacher")
+    assert training.get("teacher") == (teacher and Path(teacher).stem)
     if start in networks.list_released():
         params, _ = networks.read_weights(networks.find_weights(start))
         assert checkpoints.hash_params(params) == training["start_sha256"]
