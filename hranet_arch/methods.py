@@ -84,12 +84,12 @@ class Method:
 
     @property
     def costed(self) -> nn.Module | None:
-        """What costs are measured of: all that its network does for one picture."""
+        """What costs are measured of: all that the network does for one picture."""
         return _Ensemble(self.network) if self.ensemble else self.network
 
     @functools.cached_property
     def runner(self) -> nn.Module | None:
-        """What restores pictures: the network, whose costs are measured; of ours, on the CPU, with its ReLUs fused."""
+        """What restores pictures: the network; of ours, on the CPU, with its ReLUs fused. (Costs are without that.)"""
         is_ours = isinstance(self.network, (HRANet, baselines.DnCNN, baselines.FFDNet, baselines.ADNet))
         return fusion.fuse(self.network) if is_ours and self.task.device.type == "cpu" else self.network
 

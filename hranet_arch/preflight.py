@@ -157,8 +157,9 @@ def _check_teacher(opt: dict) -> None:
     if "color" in dataset and teacher.channels != (channels := 1 if dataset["color"] in ("gray", "y") else 3):
         given = f"datasets.train gives pictures of {channels}"
         raise InputError(f"train.teacher: {name} takes pictures of {teacher.channels} channels, and {given}.")
-    if teacher.takes_sigma and dataset["type"] != "GaussianDenoisingDataset":
-        raise InputError(f"train.teacher: {name} must be told the noise level, which {dataset['type']} does not know.")
+    if teacher.takes_sigma and (dataset["type"], opt["model_type"]) != ("GaussianDenoisingDataset", "DenoisingModel"):
+        told = "a DenoisingModel tells it that of a GaussianDenoisingDataset"
+        raise InputError(f"train.teacher: {name} must be told the noise level; {told}, and nothing else does.")
 
 
 def _make_pixel_loss(make: Callable[..., torch.nn.Module], **arguments: Any) -> torch.nn.Module:

@@ -710,9 +710,14 @@ def test_a_teacher_that_must_be_told_the_noise_needs_a_dataset_that_knows_it(rec
     checked = check(change(recipe, f"train:teacher={tmp_path / 'ffdnet.pth'}"))
     complete_options(checked, Path.cwd(), is_train=True)
     preflight.check_run(checked)
-    checked["datasets"]["train"]["type"] = "PairedDenoisingDataset"
-    with pytest.raises(InputError, match="must be told the noise level, which PairedDenoisingDataset does not know"):
-        preflight.check_run(checked)
+    for section, key, value in (
+        (checked["datasets"]["train"], "type", "PairedDenoisingDataset"),
+        (checked, "model_type", "RestorationModel"),
+    ):
+        kept, section[key] = section[key], value
+        with pytest.raises(InputError, match="ffdnet.pth must be told the noise level; a DenoisingModel tells it"):
+            preflight.check_run(checked)
+        section[key] = kept
 
 
 # --- reading YAML -----------------------------------------------------------------------------------------------------
