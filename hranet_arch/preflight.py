@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -160,6 +161,10 @@ def _check_teacher(opt: dict) -> None:
     if teacher.takes_sigma and (dataset["type"], opt["model_type"]) != ("GaussianDenoisingDataset", "DenoisingModel"):
         told = "a DenoisingModel tells it that of a GaussianDenoisingDataset"
         raise InputError(f"train.teacher: {name} must be told the noise level; {told}, and nothing else does.")
+    lowest, highest = np.broadcast_to(teacher.description.sigma or (0, np.inf), 2)  # of a file that does not say: all
+    if not lowest <= np.min(dataset.get("sigma", lowest)) <= np.max(dataset.get("sigma", lowest)) <= highest:
+        own, given = teacher.description.sigma, dataset["sigma"]
+        logger.warning("train.teacher: %s is for noise of sigma %s, and datasets.train has %s.", name, own, given)
 
 
 def _make_pixel_loss(make: Callable[..., torch.nn.Module], **arguments: Any) -> torch.nn.Module:

@@ -705,6 +705,23 @@ def test_a_teacher_that_does_not_fit_is_found_before_the_run(recipe, entries, me
         preflight.check_run(checked)
 
 
+@pytest.mark.parametrize(
+    ("teacher", "sigma", "is_warned"),
+    [
+        ("hranet_s_gray_s25", "25", False),
+        ("hranet_s_gray_s50", "25", True),
+        ("hranet_s_gray_s25", "[0, 55]", True),
+        ("hranet_s_gray_blind", "[15, 50]", False),
+        ("hranet_s_gray_blind", "75", True),
+    ],
+)
+def test_a_teacher_for_other_noise_is_warned_of(recipe, teacher, sigma, is_warned, caplog):
+    checked = check(change(recipe, f"train:teacher={teacher}", f"datasets:train:sigma={sigma}"))
+    complete_options(checked, Path.cwd(), is_train=True)
+    preflight.check_run(checked)
+    assert (f"train.teacher: {teacher} is for noise of sigma" in caplog.text) is is_warned
+
+
 def test_a_teacher_that_must_be_told_the_noise_needs_a_dataset_that_knows_it(recipe, tmp_path):
     torch.save({"params": FFDNet(num_feat=4, num_conv=3).state_dict()}, tmp_path / "ffdnet.pth")
     checked = check(change(recipe, f"train:teacher={tmp_path / 'ffdnet.pth'}"))
