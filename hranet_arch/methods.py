@@ -82,7 +82,7 @@ class Method:
         described += [self.ensemble, self.versions, self.code, vars(self.task) | {"device": self.task.device.type}]
         return make_key(*described)
 
-    @property
+    @functools.cached_property
     def costed(self) -> nn.Module | None:
         """What costs are measured of: all that the network does for one picture."""
         return _Ensemble(self.network) if self.ensemble else self.network
@@ -298,14 +298,14 @@ class _Autocast(nn.Module):
 
 
 class _Ensemble(nn.Module):
-    """The mean over a picture's eight symmetries, whole. (``tiling.restore`` cuts pictures, too.)"""
+    """The mean over a picture's eight symmetries, as a module whose costs can be measured."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
 
     def forward(self, x: Tensor) -> Tensor:
-        return sum(one.undo(self.network(one.apply(x))) for one in SYMMETRIES) / len(SYMMETRIES)
+        return tiling.restore(self.network, x, tile=None, symmetries=SYMMETRIES)
 
 
 def _probe(method: Method) -> None:

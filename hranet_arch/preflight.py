@@ -155,16 +155,19 @@ def _check_teacher(opt: dict) -> None:
     if teacher.scale != opt["scale"]:
         scales = f"enlarges {teacher.scale} times, but the file's scale is {opt['scale']}"
         raise InputError(f"train.teacher: {name} {scales}.")
-    if "color" in dataset and teacher.channels != (channels := 1 if dataset["color"] in ("gray", "y") else 3):
-        given = f"datasets.train gives pictures of {channels}"
+    if "color" in dataset and teacher.channels != _count_channels(dataset):
+        given = f"datasets.train gives pictures of {_count_channels(dataset)}"
         raise InputError(f"train.teacher: {name} takes pictures of {teacher.channels} channels, and {given}.")
     if teacher.takes_sigma and (dataset["type"], opt["model_type"]) != ("GaussianDenoisingDataset", "DenoisingModel"):
         told = "a DenoisingModel tells it that of a GaussianDenoisingDataset"
         raise InputError(f"train.teacher: {name} must be told the noise level; {told}, and nothing else does.")
-    lowest, highest = np.broadcast_to(teacher.description.sigma or (0, np.inf), 2)  # of a file that does not say: all
-    if not lowest <= np.min(dataset.get("sigma", lowest)) <= np.max(dataset.get("sigma", lowest)) <= highest:
-        own, given = teacher.description.sigma, dataset["sigma"]
+    own, given = teacher.description.sigma, dataset.get("sigma")  # a level, or the lowest and the highest
+    if None not in (own, given) and not np.min(own) <= np.min(given) <= np.max(given) <= np.max(own):
         logger.warning("train.teacher: %s is for noise of sigma %s, and datasets.train has %s.", name, own, given)
+
+
+def _count_channels(dataset: dict) -> int:
+    return 1 if dataset.get("color") in ("gray", "y") else 3
 
 
 def _make_pixel_loss(make: Callable[..., torch.nn.Module], **arguments: Any) -> torch.nn.Module:
@@ -247,7 +250,7 @@ def _check_resume_state(opt: dict) -> None:
 def _probe(network: torch.nn.Module, opt: dict, phase: str) -> None:
     """One small picture through the network, on the CPU; every mismatch of channels, window and scale shows."""
     name, scale, dataset = opt["network_g"]["type"], opt["scale"], opt["datasets"][phase]
-    channels = 1 if dataset.get("color") in ("gray", "y") else 3
+    channels = _count_channels(dataset)
     side = dataset["gt_size"] // scale if phase == "train" else PROBE_SIZE
     window = opt["network_g"].get("window_size", 1)
     window = window if isinstance(window, int) and window > 0 else 1

@@ -69,12 +69,7 @@ def list_trials(group: str, iterations: int) -> dict[str, dict]:
     if group == "continued":  # its option file begins with trained weights
         return {"MuonAdam": {}, "Adam": _train({"optim_g": {"type": "Adam", "lr": 1e-3}})}
     if group == "taught":
-        trials = {"HRANet-S": _train(MUON), "DnCNN": DNCNN | _train(MUON)}
-        return {
-            f"{name}{said}": option_files.merge(changes, _train(teacher))
-            for name, changes in trials.items()
-            for said, teacher in {"": {}, ", taught": {"teacher": TEACHER}}.items()
-        }
+        return {"HRANet-S": _train(MUON), "HRANet-S, taught": _train(MUON, {"teacher": TEACHER})}
     recipes = {"": FOUND, ", MuonAdam": MUON, ", base": BASE}
     trials = {f"HRANet-S{name}": _train(recipe) for name, recipe in recipes.items()}
     return trials | {f"DnCNN{name}": DNCNN | _train(recipe) for name, recipe in recipes.items()}
