@@ -211,8 +211,8 @@ def build_stand_ins(options, source):
             if not root.exists():
                 root.parent.mkdir(parents=True, exist_ok=True)
                 root.symlink_to(source / ("x.lmdb" if root.suffix else "pictures"))
-    checkpoint = (options.get("path") or {}).get("pretrain_network_g")
-    if checkpoint:
+    checkpoints = [(options.get("path") or {}).get("pretrain_network_g"), (options.get("train") or {}).get("teacher")]
+    for checkpoint in filter(None, checkpoints):
         arguments = {key: value for key, value in options["network_g"].items() if key != "type"}
         network = registration.registries()["arch"][options["network_g"]["type"]](**arguments)
         Path(checkpoint).parent.mkdir(parents=True, exist_ok=True)
