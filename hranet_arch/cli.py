@@ -116,9 +116,8 @@ def _run_options(arguments: argparse.Namespace) -> None:
     torch.set_flush_denormal(is_train)
     try:
         opt = options.check_options(opt, registration.registries(), is_train=is_train)
-        options.complete_options(
-            opt, Path.cwd(), is_train=is_train, debug=arguments.debug, auto_resume=arguments.auto_resume
-        )
+        auto_resume = is_train and arguments.auto_resume
+        options.complete_options(opt, Path.cwd(), is_train=is_train, debug=arguments.debug, auto_resume=auto_resume)
         preflight.check_run(opt)
     except InputError as error:
         raise _name_file(error, arguments.opt) from error
@@ -346,7 +345,10 @@ def _build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"hranet-arch {__version__}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for verb, text in (("train", "train a network as an option file says"), ("test", "test a trained network")):
-        _add_run_arguments(_add(verbs, verb, text, _run_options, f"basicsr {verb} -opt options/{verb}_hranet.yml"))
+        run = _add(verbs, verb, text, _run_options, f"basicsr {verb} -opt options/{verb}_hranet.yml")
+        _add_run_arguments(run)
+        if verb == "train":
+            run.add_argument("--auto_resume", action="store_true", help="go on from the newest whole checkpoint")
     text = "networks and classical methods beside each other, on the same pictures, noise and machine"
     _add_compare_arguments(_add(verbs, "compare", text, _compare, "basicsr compare -opt options/compare_gray.yml"))
     example = "basicsr prepare lmdb --input pictures --output datasets/mine.lmdb"
@@ -387,7 +389,6 @@ def _add(verbs, name: str, text: str, run, example: str) -> argparse.ArgumentPar
 def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-opt", required=True, metavar="FILE", help="option file (YAML)")
     parser.add_argument("--launcher", choices=["none", "pytorch", "slurm"], default="none", help="how processes start")
-    parser.add_argument("--auto_resume", action="store_true", help="go on from the run's newest whole checkpoint")
     parser.add_argument("--debug", action="store_true", help="log and validate every few iterations")
     parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help="ignored; launchers set LOCAL_RANK")
     _add_force_yml(parser)

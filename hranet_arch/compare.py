@@ -14,15 +14,13 @@ from collections.abc import Container, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 from tqdm import tqdm
 
 from hranet_arch import complexity, degradations, examples, fidelity, methods, noise, record, report
 from hranet_arch.errors import InputError, first_line
-from hranet_arch.files import whole_file
-from hranet_arch.images import decode_image, to_8bit
+from hranet_arch.images import decode_image, to_8bit, write_png
 from hranet_arch.journal import Journal, make_key
 from hranet_arch.plan import Picture, Plan, make_plan
 
@@ -163,10 +161,7 @@ def _find_seed(plan: Plan, picture: Picture) -> int:
 
 
 def _write_picture(path: Path, pixels: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    data = cv2.imencode(".png", pixels if pixels.ndim == 2 else pixels[..., ::-1])[1]
-    with whole_file(path) as temporary:
-        temporary.write_bytes(data.tobytes())
+    write_png(path, pixels if pixels.ndim == 2 else pixels[..., ::-1])
 
 
 def _hash_file(path: Path) -> str | None:

@@ -115,13 +115,13 @@ class PictureStore:
         for key in self.keys:
             self.size(key)
 
-    def require_size(self, patch: int) -> None:
-        """Raises InputError, naming the pictures, where any is smaller than the patches to be cut from it."""
-        small = [f"{key} {self.size(key)}" for key in self.keys if min(self.size(key)) < patch]
+    def require_size(self, side: int, what: str = "the patch", cure: str = "Remove them, or lower gt_size.") -> None:
+        """Raises InputError, naming the pictures, where any is smaller than what is to be cut from it."""
+        small = [f"{key} {self.size(key)}" for key in self.keys if min(self.size(key)) < side]
         if small:
             raise InputError(
-                f"{self.root}: {len(small)} of {len(self.keys)} pictures are smaller than the patch, {patch}x{patch}: "
-                f"{_some(small)}. Remove them, or lower gt_size."
+                f"{self.root}: {len(small)} of {len(self.keys)} pictures are smaller than {what}, {side}x{side}: "
+                f"{_some(small)}. {cure}"
             )
 
 
@@ -217,7 +217,8 @@ class DegradationDataset(Dataset):
             self.crop_opt = {**opt, "gt_size": opt["gt_size"] + 2 * self.margin}
             self.store.require_size(self.crop_opt["gt_size"])
         else:
-            self.store.require_headers()
+            scale = self.degradations.scale
+            self.store.require_size(scale, f"one pixel made {scale} times smaller", "Remove them.")
 
     def __len__(self) -> int:
         return len(self.store.keys)

@@ -116,7 +116,7 @@ class BicubicDownsampling(Degradation):
     """
 
     def __init__(self, *, scale: int | Sequence[int], enlarge: bool = False) -> None:
-        self.scales = [scale] if isinstance(scale, int) else list(scale)
+        self.scales = list(scale) if isinstance(scale, (list, tuple)) else [scale]
         if not self.scales or not all(type(one) is int and 2 <= one <= 8 for one in self.scales):
             raise ValueError(f"BicubicDownsampling: scale={scale!r} is not allowed: it must be 2 to 8.")
         if len(self.scales) > 1 and not enlarge:
@@ -166,10 +166,12 @@ class Degradations(Degradation):
     """The steps of a list, each ``{type: NAME, argument: value, ...}``, in their order.
 
     Raises:
-        ValueError: if a step is not registered, or refuses its arguments.
+        ValueError: if they are no list, or a step is not registered, or refuses its arguments.
     """
 
     def __init__(self, steps: Sequence[dict]) -> None:
+        if not isinstance(steps, (list, tuple)) or not all(isinstance(step, dict) for step in steps):
+            raise ValueError(f"{steps!r} is no list of steps, each {{type: NAME, argument: value, ...}}.")
         self.steps: list[Degradation] = []
         for step in steps:
             arguments = {key: value for key, value in step.items() if key != "type"}

@@ -140,7 +140,8 @@ def warm_up_to_the_rate() -> None:
 def _save_and_stop(model, iteration: int) -> None:
     if iteration == 0:
         raise Interrupted("Stopped before the first iteration; nothing to save.")
-    _save(model, iteration)
+    if iteration != RUN.saved:  # else it is there, and a resumed run has not yet taken up its random numbers
+        _save(model, iteration)
     raise Interrupted(f"Stopped after iteration {iteration}; its checkpoint is saved. Go on with --auto_resume.")
 
 

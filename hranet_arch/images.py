@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from hranet_arch.errors import InputError, refuse_folder
+from hranet_arch.files import whole_file
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 
@@ -22,6 +23,14 @@ _FLAGS = {
     "y": cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH,
     "unchanged": cv2.IMREAD_UNCHANGED,
 }
+
+
+def write_png(path: Path, image: np.ndarray) -> None:
+    """Writes uint8 or uint16 pixels, ``(h, w)`` or BGR ``(h, w, 3)``, whole or not at all; makes the folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = cv2.imencode(".png", image)[1]
+    with whole_file(path) as temporary:
+        temporary.write_bytes(data.tobytes())
 
 
 def list_pictures(folder: Path, *, skip_unlisted: bool = False) -> list[Path]:

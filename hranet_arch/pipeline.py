@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import datetime
 import logging
 import os
@@ -66,7 +67,9 @@ def _guarded_run(opt: dict, opt_path: str, pipeline, folder: Path) -> Iterator[N
     RUN.reset()
     _close_loggers()
     pipeline.parse_options = lambda root_path, is_train=True: (opt, argparse.Namespace(opt=opt_path))
-    basicsr.train.copy_opt_file = lambda opt_file, root: write_options(opt, Path(root) / Path(opt_file).name)
+    given = copy.deepcopy(opt)  # before a resume puts its own files into 'path': the copy trains anew, as it did
+    given["path"].pop("resume_state", None)
+    basicsr.train.copy_opt_file = lambda opt_file, root: write_options(given, Path(root) / Path(opt_file).name)
     with lock_folder(folder, opt["rank"]):
         try:
             yield
@@ -286,7 +289,7 @@ def _build_loader(dataset: Dataset, dataset_opt: dict, sampler: ResumableSampler
     return loader
 
 
-def _start_worker(start: Callable[[int], None] | None, number: int) -> None:
+def _start_worker(start: Callable[[int], None] | None, worker: int) -> None:
     """A terminal's Ctrl-C and end and a scheduler's SIGTERM go to all processes: the run answers, and its workers go on
     until it ends them. Upstream they die of it, and the run with them."""
     for number in {signal.SIGINT, *list_stops()} - {signal.SIGTERM}:
@@ -295,7 +298,7 @@ def _start_worker(start: Callable[[int], None] | None, number: int) -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_end_for_parent, daemon=True).start()
     if start is not None:
-        start(number)
+        start(worker)
 
 
 def _end_for_parent() -> None:

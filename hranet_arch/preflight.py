@@ -43,7 +43,8 @@ def check_run(opt: dict) -> None:
     built = {key: build_network(key, value) for key, value in opt.items() if key.startswith("network_")}
     if opt["is_train"]:
         _check_training(opt, built["network_g"])
-        if opt["train"].get("teacher"):
+        _check_own_folder(opt)
+        if opt["train"].get("teacher") is not None:
             _check_teacher(opt)
     _check_metrics((opt.get("val") or {}).get("metrics") or {})
     _check_checkpoint(opt, built["network_g"])
@@ -143,6 +144,20 @@ def _check_training(opt: dict, network: torch.nn.Module) -> None:
             _build("train.scheduler", schedule, _registered("scheduler", schedule["type"]), optimizer)
 
 
+def _check_own_folder(opt: dict) -> None:
+    """A training that begins anew moves the folder of an earlier one of its name aside, and what it holds with it."""
+    if opt["auto_resume"] or opt["path"].get("resume_state"):
+        return
+    own = Path(opt["path"]["experiments_root"]).resolve()
+    named = {f"path.{key}": path for key, path in opt["path"].items() if key.startswith("pretrain_network_") and path}
+    for key, path in {**named, "train.teacher": opt["train"].get("teacher") or ""}.items():
+        if Path(path).resolve().is_relative_to(own):
+            raise InputError(
+                f"{key}: {path} lies in this run's own folder, which a new run moves aside. Give this run another "
+                "'name' (or go on with the one that is there: --auto_resume)."
+            )
+
+
 def _check_teacher(opt: dict) -> None:
     """A teacher takes what the training pictures are, and gives what the network is to give."""
     name, dataset = opt["train"]["teacher"], opt["datasets"]["train"]
@@ -162,7 +177,12 @@ def _check_teacher(opt: dict) -> None:
         told = "a DenoisingModel tells it that of a GaussianDenoisingDataset"
         raise InputError(f"train.teacher: {name} must be told the noise level; {told}, and nothing else does.")
     own, given = teacher.description.sigma, dataset.get("sigma")  # a level, or the lowest and the highest
-    if None not in (own, given) and not np.min(own) <= np.min(given) <= np.max(given) <= np.max(own):
+    task = teacher.description.task
+    if dataset["type"] == "GaussianDenoisingDataset" and task not in (None, "denoise"):
+        logger.warning("train.teacher: %s is for the task '%s', and datasets.train has noise.", name, task)
+    elif own is not None and given is None:
+        logger.warning("train.teacher: %s is for noise of sigma %s, and datasets.train does not say it.", name, own)
+    elif own is not None and not np.min(own) <= np.min(given) <= np.max(given) <= np.max(own):
         logger.warning("train.teacher: %s is for noise of sigma %s, and datasets.train has %s.", name, own, given)
 
 

@@ -301,6 +301,8 @@ def check_arguments(
             f"tile={tile!r} is not allowed: it must be at least {tiling.SMALLEST_TILE} pixels; "
             "without it the free memory decides."
         )
+    if backend not in (None, "torch", "onnxruntime"):
+        raise InputError(f"backend={backend!r} is not allowed: it must be 'torch' or 'onnxruntime'.")
     if backend == "onnxruntime":
         from hranet_arch.onnx_network import import_onnxruntime
 

@@ -21,11 +21,11 @@ from hranet_arch.compat import RUN, make_importable
 make_importable()
 
 from basicsr.metrics import calculate_metric
-from basicsr.utils import get_root_logger, imwrite
+from basicsr.utils import get_root_logger
 from basicsr.utils.registry import METRIC_REGISTRY
 
 from hranet_arch.errors import InputError, first_line
-from hranet_arch.images import to_array, to_uint8
+from hranet_arch.images import to_array, to_uint8, write_png
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ def validate(model, dataloader, current_iter: int | str, tb_logger, save_img: bo
         name = _name(dataloader.dataset.opt, path, names)
         names.add(name)
         if save_img:
-            imwrite(to_uint8(images["result"]), _picture_path(model, dataset_name, name, current_iter))
+            write_png(_picture_path(model, dataset_name, name, current_iter), to_uint8(images["result"]))
         if "gt" in images:
             if images["result"].shape != images["gt"].shape:
                 raise InputError(
@@ -159,11 +159,11 @@ def _mean(rows: list[dict], metric: str, dataset_name: str, of: str = "output") 
     return float(np.mean(defined)) if defined else math.nan
 
 
-def _picture_path(model, dataset_name: str, name: str, current_iter: int | str) -> str:
+def _picture_path(model, dataset_name: str, name: str, current_iter: int | str) -> Path:
     folder = Path(model.opt["path"]["visualization"]) / dataset_name
     if model.opt["is_train"]:
-        return str(folder / name / f"{Path(name).name}_{current_iter}.png")
-    return str(folder / f"{name}_{model.opt['val'].get('suffix') or model.opt['name']}.png")
+        return folder / name / f"{Path(name).name}_{current_iter}.png"
+    return folder / f"{name}_{model.opt['val'].get('suffix') or model.opt['name']}.png"
 
 
 def _side_by_side(images: dict[str, Tensor]) -> Tensor:

@@ -609,7 +609,17 @@ def test_help_has_an_example(verb, capsys):
 
 
 @pytest.mark.parametrize(
-    "words", [["train"], ["trian"], ["prepare"], ["list", "colours"], ["--verbose"], []], ids=" ".join
+    "words",
+    [
+        ["train"],
+        ["trian"],
+        ["test", "-opt", "x.yml", "--auto_resume"],
+        ["prepare"],
+        ["list", "colours"],
+        ["--verbose"],
+        [],
+    ],
+    ids=" ".join,
 )
 def test_words_that_are_no_command(words, capsys):
     assert run_cli(*words) == 2

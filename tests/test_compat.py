@@ -444,6 +444,19 @@ def test_epochs_draw_anew_whatever_the_workers(workers):
         torch.testing.assert_close(next(iter(alone))["drawn"], epochs[0])
 
 
+def test_a_worker_is_started_by_its_own_number(monkeypatch):
+    """BasicSR seeds each by it."""
+    from hranet_arch import pipeline
+
+    for name in ("signal", "pthread_sigmask"):
+        monkeypatch.setattr(pipeline.signal, name, lambda *arguments: None)
+    monkeypatch.setattr(pipeline.threading.Thread, "start", lambda thread: None)
+    started = []
+    for worker in range(3):
+        pipeline._start_worker(started.append, worker)
+    assert started == [0, 1, 2]
+
+
 def test_a_sample_leaves_every_generator_alone():
     from hranet_arch.pipeline import SeededDataset
 

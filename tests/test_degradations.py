@@ -166,8 +166,10 @@ def test_margins_are_whole_pixels_of_the_small_picture_and_those_of_the_widest_b
         ({"type": "PoissonGaussianNoise", "photons": 0}, "photons=0 is not allowed"),
         ({"type": "PoissonGaussianNoise", "photons": 9, "gamma": [1, 2]}, r"gamma=\[1, 2\] is not allowed"),
         ({"type": "BicubicDownsampling", "scale": 1}, "scale=1 is not allowed"),
+        ({"type": "BicubicDownsampling", "scale": 2.0}, "scale=2.0 is not allowed: it must be 2 to 8"),
         ({"type": "BicubicDownsampling", "scale": [2, 3]}, "several need enlarge: true"),
         ({"type": "OneOf", "branches": [[], X4]}, "do not go together"),
+        ({"type": "OneOf", "branches": X4}, "'scale': 4} is no list of steps, each {type: NAME"),
         ({"type": "Blur"}, "there is no degradation 'Blur'. Known: BicubicDownsampling, GaussianNoise"),
     ],
 )
@@ -192,6 +194,14 @@ def pictures(tmp_path_factory):
 def test_a_grey_crop_that_is_not_turned_is_a_sample(pictures):
     item = degraded_set(pictures, [{"type": "Quantization"}], color="y", phase="train", gt_size=16)[0]
     assert item["gt"].shape == item["lq"].shape == (1, 16, 16)
+
+
+def test_a_test_picture_smaller_than_the_scale_is_named(tmp_path):
+    make_pictures(tmp_path / "tiny", 1, size=(3, 40))
+    with pytest.raises(
+        InputError, match=r"1 of 1 pictures are smaller than one pixel made 4 times smaller, 4x4: 0.png"
+    ):
+        degraded_set(tmp_path / "tiny", X4)
 
 
 def test_a_test_picture_is_cut_to_the_scale_and_degraded_whole(pictures):

@@ -743,6 +743,14 @@ def test_a_test_that_breaks_off_keeps_what_it_had(recipe, run, capsys):
     assert Path("results/tested/visualization/val/0_clean.png").is_file()
 
 
+def test_a_picture_that_cannot_be_written_is_named(recipe, run, capsys):
+    """A name that with its suffix is longer than a file system takes; a full disk is told in the same way."""
+    Path("val/0.png").rename(f"val/{'n' * 251}.png")
+    recipe["val"]["save_img"] = True
+    assert run("train", recipe) == 2
+    assert f"{'n' * 251}_4.png: File name too long." in capsys.readouterr().err
+
+
 def test_a_tests_record_is_json_where_nothing_finite_comes_out(recipe, run, tmp_path):
     assert run("train", recipe) == 0
     weights = torch.load("experiments/tiny/models/net_g_8.pth", weights_only=True)

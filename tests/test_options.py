@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from hranet_arch import networks, preflight, registration, schema
 from hranet_arch.baselines import FFDNet
 from hranet_arch.errors import InputError
+from hranet_arch.hranet import HRANet
 from hranet_arch.option_files import override, read_options
 from hranet_arch.options import check_options, complete_options
 from hranet_arch.prepare import prepare_lmdb
@@ -688,6 +689,7 @@ def test_arguments_that_classes_refuse_are_found_before_the_run(recipe, entry, m
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
+        (["train:teacher=''"], "train.teacher: : no network of this name"),
         (["train:teacher=hranet_gray_s52"], "train.teacher: hranet_gray_s52: no network of this name"),
         (["train:teacher=hranet_color_s25"], "train.teacher: hranet_color_s25 takes pictures of 3 channels, and "
                                              "datasets.train gives pictures of 1."),
@@ -720,6 +722,35 @@ def test_a_teacher_for_other_noise_is_warned_of(recipe, teacher, sigma, is_warne
     complete_options(checked, Path.cwd(), is_train=True)
     preflight.check_run(checked)
     assert (f"train.teacher: {teacher} is for noise of sigma" in caplog.text) is is_warned
+
+
+@pytest.mark.parametrize(
+    ("teacher", "dataset", "warning"),
+    [
+        ("hranet_s_gray_all", "GaussianDenoisingDataset", ""),
+        ("hranet_s_color_jpeg", "GaussianDenoisingDataset", "is for the task 'jpeg', and datasets.train has noise."),
+        ("hranet_s_gray_s25", "PairedDenoisingDataset", "is for noise of sigma 25, and datasets.train does not say"),
+    ],
+)
+def test_a_teacher_of_another_task_is_warned_of(recipe, teacher, dataset, warning, caplog):
+    color = "rgb" if "color" in teacher else "gray"
+    train = {"name": "train", "type": dataset, "dataroot_gt": "train", "color": color}
+    opt = {"train": {"teacher": teacher}, "datasets": {"train": train}, "scale": 1, "model_type": "DenoisingModel"}
+    preflight._check_teacher(opt)
+    assert warning in caplog.text and bool(caplog.text) is bool(warning)
+
+
+@pytest.mark.parametrize("entry", ["path:pretrain_network_g", "train:teacher"])
+def test_weights_in_the_folder_that_a_new_run_moves_aside_are_refused(recipe, entry):
+    weights = Path("experiments/tiny/models/net_g_best.pth")
+    weights.parent.mkdir(parents=True)
+    torch.save({"params": HRANet(num_feat=8).state_dict()}, weights)
+    checked = check(change(recipe, f"{entry}={weights}"))
+    complete_options(checked, Path.cwd(), is_train=True)
+    with pytest.raises(InputError, match="lies in this run's own folder, which a new run moves aside. Give this run"):
+        preflight.check_run(checked)
+    complete_options(checked, Path.cwd(), is_train=True, auto_resume=True)
+    preflight.check_run(checked)
 
 
 def test_a_teacher_that_must_be_told_the_noise_needs_a_dataset_that_knows_it(recipe, tmp_path):

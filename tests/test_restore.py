@@ -422,7 +422,7 @@ def test_what_is_no_picture_is_refused(image, message):
     "settings",
     [
         {"precision": "fp16"}, {"tile": 0}, {"tile": 15}, {"tile": True}, {"tile": 64.0}, {"tile": np.float32(64)},
-        {"device": "tpu"},
+        {"device": "tpu"}, {"backend": "onnx"},
     ],
 )  # fmt: skip
 def test_settings_that_are_not_allowed_are_refused(settings):

@@ -15,6 +15,8 @@ import pytest
 import torch
 import yaml
 
+from hranet_arch.hranet import HRANet
+from hranet_arch.model import DenoisingModel
 from tests.conftest import REPOSITORY, load_network, run_cli
 
 
@@ -119,6 +121,40 @@ def test_a_named_state_is_resumed_with_its_network_alone(recipe, run, capsys):
     Path("moved.pth").rename(network)
     assert run("train", recipe, *flags) == 0
     assert_equal_networks("experiments/whole/models/net_g_8.pth", "experiments/tiny/models/net_g_8.pth")
+
+
+def test_the_options_kept_with_a_resumed_run_begin_it_anew(recipe, run):
+    """Upstream's copy is the file that was given; ours has the overrides, and nothing of what a resume puts in."""
+    recipe["path"] = {"pretrain_network_g": "start.pth"}
+    torch.save({"params": HRANet(num_feat=8).state_dict()}, "start.pth")
+    assert run("train", recipe, "--force_yml", "train:total_iter=4") == 0
+    assert run("train", recipe, "--auto_resume") == 0
+    copy = Path("experiments/tiny/options.yml")
+    path = yaml.safe_load(copy.read_text())["path"]
+    assert path["pretrain_network_g"] == "start.pth" and "resume_state" not in path
+    copy.rename("again.yml")
+    assert run_cli("train", "-opt", "again.yml") == 0
+    old = next(Path("experiments").glob("tiny_archived_*"))
+    assert_equal_networks(old / "models/net_g_8.pth", "experiments/tiny/models/net_g_8.pth")
+
+
+def test_a_stop_before_the_first_step_of_a_resumed_run_leaves_its_state_alone(recipe, run, monkeypatch, capsys):
+    """The random numbers to go on with have not been taken up by then."""
+    assert run("train", recipe, "--force_yml", "train:total_iter=4") == 0
+    state = Path("experiments/tiny/training_states/4.state")
+    before = state.stat().st_mtime_ns
+    monkeypatch.setattr(DenoisingModel, "resume_training", _resume_and_stop(DenoisingModel.resume_training))
+    assert run("train", recipe, "--auto_resume") == 130
+    assert "Stopped after iteration 4; its checkpoint is saved." in capsys.readouterr().err
+    assert state.stat().st_mtime_ns == before
+
+
+def _resume_and_stop(resume):
+    def stop(self, state):
+        resume(self, state)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    return stop
 
 
 def test_dropout_is_drawn_alike_after_a_resume(recipe, run):
