@@ -6,6 +6,7 @@ import hashlib
 import logging
 import os
 import pickle
+import warnings
 from pathlib import Path
 
 import torch
@@ -45,12 +46,16 @@ def load_checkpoint(path: str | os.PathLike) -> dict:
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: there is no such checkpoint.")
+    if path.suffix.lower() == ".onnx":
+        raise InputError(f"{path}: an ONNX model; give the weights that it was made of.")
     try:
         if path.suffix.lower() == ".safetensors":
             from safetensors.torch import load_file
 
             return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():  # about a TorchScript file, which is refused below
+            warnings.simplefilter("ignore")
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged bytes end in struct.error, IndexError, AssertionError, SafetensorError, ...
         reason = first_line(error)
         if "TorchScript" in reason:

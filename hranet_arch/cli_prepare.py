@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from hranet_arch.errors import InputError
+
 
 def _lmdb(arguments: argparse.Namespace) -> None:
     from hranet_arch import prepare
@@ -40,8 +42,10 @@ def _testsets(arguments: argparse.Namespace) -> None:
         print(line)
     if arguments.training:
         usable = {one.name: list(one.files.values()) for one in found if one.is_usable}
+        if not usable:
+            raise InputError("--training: there is no test set to look for in it. Give --from the folder of some.")
         overlaps.refuse_test_pictures(arguments.training, usable)
-        print(f"{', '.join(arguments.training)}: no picture of {', '.join(usable) or 'no set'} in it")
+        print(f"{', '.join(arguments.training)}: no picture of {', '.join(usable)} in it")
 
 
 def _cutting(arguments: argparse.Namespace) -> dict:

@@ -316,6 +316,8 @@ def _describe_method(name: str, entry: dict, own: dict[float, methods.Method], c
         type=first.type,
         arguments={**first.arguments, **first.versions},
         weights={key: record.Weights(file=m.weights.name, sha256=m.weights_sha256) for key, m in files.items()},
+        enlarge_first=first.enlarge_first,
+        channel=first.channel,
         ensemble=first.ensemble,
         training=entry.get("training"),
         published=entry.get("published", name),

@@ -40,7 +40,7 @@ def list_stops() -> list[signal.Signals]:
 
 def first_line(error: BaseException) -> str:
     """What an error says, in one line; its name where it says nothing."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def refuse_folder(error: OSError) -> NoReturn:

@@ -27,7 +27,7 @@ from hranet_arch.hranet import HRANet
 from hranet_arch.images import to_planes
 from hranet_arch.journal import make_key
 from hranet_arch.resize import resize_bicubic
-from hranet_arch.schema import LEVEL_KEYS
+from hranet_arch.schema import LEVEL_KEYS, suggest
 from hranet_arch.symmetries import IDENTITY, SYMMETRIES
 
 make_importable()
@@ -203,7 +203,8 @@ def _find_weights(weights: str | None, task: Task, root: Path) -> Path | None:
         return released[text].path
     path = root / os.path.expanduser(text)
     if not path.is_file():
-        raise InputError(f"{path}: there are no such weights. Put them there, or set weights_root.")
+        known = suggest(text, released) if not path.suffix else ""
+        raise InputError(f"{path}: there are no such weights. Put them there, or set weights_root.{known}")
     return path
 
 

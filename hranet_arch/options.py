@@ -11,6 +11,7 @@ import difflib
 import importlib.util
 import inspect
 import logging
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -170,13 +171,28 @@ def check_comparison(options: dict, registries: Registries) -> dict:
             errors.append(f"methods.{name}: names neither weights, nor network_g, nor method.")
         elif entry.get("method") is not None and (entry.get("weights") or entry.get("network_g")):
             errors.append(f"methods.{name}: has a method and a network; keep one of them.")
+        if entry.get("enlarge_first") and options.get("task") != "sr":
+            errors.append(f"methods.{name}.enlarge_first: goes with task sr alone. Leave it out.")
+        if entry.get("channel") == "y" and options.get("color") == "gray":
+            errors.append(f"methods.{name}.channel: grey pictures have one channel. Leave it out.")
         faults = _check_names({"network_g": entry.get("network_g")}, registries)
         errors += [f"methods.{name}.{fault}" for fault in faults]
     if checked:
         errors += _check_levels(checked)
     if errors:
         raise InputError("\n".join(dict.fromkeys(errors)))
-    return checked
+    return _expand_home(checked)
+
+
+def _expand_home(comparison: dict) -> dict:
+    """``~`` at the beginning of folders, as a training's data may have it."""
+    expand = os.path.expanduser
+    roots = {key: expand(comparison[key]) for key in ("datasets_root", "weights_root")}
+    sets = {
+        name: {kind: expand(one) for kind, one in folder.items()} if isinstance(folder, dict) else expand(folder)
+        for name, folder in comparison["testsets"].items()
+    }
+    return {**comparison, **roots, "testsets": sets}
 
 
 def _check_levels(comparison: dict) -> list[str]:

@@ -397,7 +397,9 @@ def _write_exif(picture: Picture) -> bytes:
 
 
 def _write_jpeg(picture: Picture, path: Path) -> None:
-    settings = {"quality": JPEG_QUALITY, "subsampling": 0, "icc_profile": picture.icc, "dpi": picture.dpi or (0, 0)}
+    dpi = picture.dpi or (0, 0)
+    dpi = dpi if all(round(one) < 2**16 for one in dpi) else (0, 0)  # its numbers have 16 bits
+    settings = {"quality": JPEG_QUALITY, "subsampling": 0, "icc_profile": picture.icc, "dpi": dpi}
     if exif := _write_exif(picture):
         settings["exif"] = EXIF_PREFIX + exif
     Image.fromarray(picture.stack()).save(path, "JPEG", **settings)

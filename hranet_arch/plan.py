@@ -89,7 +89,7 @@ class Plan:
 
     def fail(self, reason: str, **place: str) -> None:
         places = {"method": None, "testset": None, "level": None, "picture": None, **place}
-        failure = record.Failure(**places, reason=reason)
+        failure = record.Failure(**places, reason=_make_utf8(reason))
         if failure not in self.failures:
             self.failures.append(failure)
             logger.error("%s", failure.describe())
@@ -115,7 +115,8 @@ def make_plan(opt: dict, folder: Path) -> Plan:
     for name in opt["methods"]:
         if kind := taken.get(name.lower()):
             raise InputError(f"methods.{name}: this is what the {kind} pictures are called. Take another name.")
-    scores.check_published(opt.get("published", []), opt["task"], opt["color"])
+    named = [entry["published"] for entry in opt["methods"].values() if entry.get("published")]
+    scores.check_published([*opt.get("published", []), *named], opt["task"], opt["color"])
     _require_matplotlib()
     device = _find_device(opt["device"])
     opt = {**opt, "precision": arithmetic.choose(opt["precision"], device, logger.warning)}
@@ -184,11 +185,11 @@ def _list_pictures(
 ) -> tuple[list[Picture], dict, int]:
     """The pictures that can be used; hash and status of each folder; how many there are. Faulty ones are failures."""
     if plan.opt["task"] != "sr":
-        gt = look(Path(plan.opt["datasets_root"], folders), "any" if plan.color == "y" else plan.color)
+        gt = look(Path(plan.opt["datasets_root"], folders), plan.color)
         lq, ids = {}, {"all": _identify(name, gt)}
     else:
         gt, lq = (
-            look(Path(plan.opt["datasets_root"], folders[kind].replace("{scale}", f"{level:g}")), "any")
+            look(Path(plan.opt["datasets_root"], folders[kind].replace("{scale}", f"{level:g}")), plan.color)
             for kind in ("gt", "lq")
         )
         ids = {f"x{level:g}/{kind}": _identify(f"{name}/x{level:g}/{kind}", found) for kind, found in
@@ -229,8 +230,12 @@ def _hash_folder(folder: Path, color: str) -> dict[str, _File]:
 
 
 def _name(path: Path) -> str:
-    """A picture's name, which a record can hold: bytes that are not UTF-8 as escapes."""
-    return os.fsencode(path.as_posix()).decode("utf-8", "backslashreplace")
+    return _make_utf8(path.as_posix())
+
+
+def _make_utf8(text: str) -> str:
+    """What a record can hold: a file name's bytes that are not UTF-8 as escapes."""
+    return os.fsencode(text).decode("utf-8", "backslashreplace")
 
 
 def _look_at(path: Path, color: str) -> _File:
@@ -238,7 +243,8 @@ def _look_at(path: Path, color: str) -> _File:
         pixels = decode_image(data := path.read_bytes(), path.name)
         fault = _find_channel_fault(pixels, color)
         channels = 1 if pixels.ndim == 2 else pixels.shape[2]
-        return _File(path, testsets.hash_bytes(data, path.name), pixels.shape[:2], channels, fault)
+        read = pixels if fault else decode_image(data, path.name, color)  # turned as EXIF says
+        return _File(path, testsets.hash_bytes(data, path.name), read.shape[:2], channels, fault)
     except (InputError, OSError) as error:
         return _File(path, "", (0, 0), 0, str(error))
 
@@ -250,7 +256,7 @@ def _find_channel_fault(pixels: np.ndarray, color: str) -> str | None:
     is_gray = channels == 1 or (channels == 3 and (pixels == pixels[..., :1]).all())
     if color == "gray" and not is_gray:
         return f"{channels} channels, but the comparison is of grey pictures; turning colour to grey changes the scores"
-    if color == "any":  # measured on the luma; Set14 has a grey picture
+    if color in ("y", "unchanged"):  # measured on the luma; Set14 has a grey picture
         return None if channels in (1, 3) else f"{channels} channels; grey and RGB pictures are compared"
     if color == "rgb" and channels != 3:
         return f"{channels} channel{'s' * (channels > 1)}, but the comparison is of RGB pictures, which have 3"

@@ -138,6 +138,8 @@ class Method(Part):
     type: Text  # the architecture's name, or the classical method's
     arguments: dict[str, Any]
     weights: dict[str, Weights]
+    enlarge_first: bool = False  # the network takes the bicubically enlarged picture
+    channel: Literal["all", "y"] = "all"  # y: the network takes the luma alone
     ensemble: bool = False  # the mean over the picture's eight symmetries; costs are of all eight
     training: str | None  # the training set, as the option file says
     published: str | None  # its name in published.json

@@ -241,7 +241,7 @@ class ComparedMethod(Section):
     weights: str | None = None  # {sigma}, {scale} or {quality} in it stands for the level
     network_g: Typed | None = None  # None: recognised from the weights
     method: str | None = None  # input, bm3d, non_local_means, wavelet
-    levels: list[Any] | None = None  # measured at these alone; None: at all of the file
+    levels: Annotated[list[Any], Field(min_length=1)] | None = None  # measured at these alone; None: at all of the file
     training: str | None = None  # the training set, for the tables
     published: str | None = None  # its name in published.json; None: its own
     enlarge_first: bool = False  # super-resolution: the network takes the bicubically enlarged picture

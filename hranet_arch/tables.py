@@ -130,8 +130,12 @@ def _describe_method(name: str, record: Record) -> str:
     for level, weights in method.weights.items():
         at = "" if level == "all" else f" at {level}"
         parts.append(f"weights{at} {weights.file} (SHA-256 {weights.sha256[:12]})")
-    if method.ensemble:
-        parts.append("mean over the picture's eight symmetries")
+    said = {
+        "takes the bicubically enlarged picture": method.enlarge_first,
+        "takes the luma alone": method.channel == "y",
+        "mean over the picture's eight symmetries": method.ensemble,
+    }
+    parts += [text for text, is_so in said.items() if is_so]
     if method.training:
         parts.append(f"trained on {method.training}")
     return f"{name}: {'; '.join(parts)}"
@@ -268,8 +272,10 @@ def _list_csv_row(record: Record, method: str, group: Group, score: Score | None
     for memory in cost.memory if cost else []:
         row[f"peak_memory_mb_{'x'.join(map(str, memory.size))}"] = f"{memory.peak / 1e6:.3f}"
     hashes = record.testsets[testset].sha256
-    return row | {"set_status": record.testsets[testset].status,
-                  "set_sha256": hashes.get(f"{level:g}", hashes.get("all"))}  # fmt: skip
+    row |= {"set_status": record.testsets[testset].status, "set_sha256": hashes.get("all")}
+    if record.protocol.task == "sr":
+        row |= {"set_sha256": hashes.get(f"x{level:g}/gt"), "set_lq_sha256": hashes.get(f"x{level:g}/lq")}
+    return row
 
 
 # --- LaTeX ------------------------------------------------------------------------------------------------------------

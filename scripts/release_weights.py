@@ -119,6 +119,7 @@ def update_cards(record: Record, folder: Path) -> list[str]:
         card, params = json.loads(metadata["card"]), load_checkpoint(path)
         is_of_task = LEVELS[record.protocol.task] in card
         if is_of_task and (results := find_results(record, hash_params(params))):
+            require_all(card.get("results", {}), results, path)
             card |= {
                 "results": results,
                 **describe_protocol(record),
@@ -131,6 +132,14 @@ def update_cards(record: Record, folder: Path) -> list[str]:
     if not lines:
         raise InputError(f"the record measured none of the weights in {folder}. Name them in its option file.")
     return lines
+
+
+def require_all(old: dict, new: dict, path: Path) -> None:
+    """Raises InputError where a card would lose a test set or a level: all of its scores are of one comparison."""
+    lost = [f"{testset} at {level}" for testset, levels in old.items() for level in levels
+            if level not in new.get(testset, {})]  # fmt: skip
+    if lost:
+        raise InputError(f"{path}: has scores of {', '.join(lost)}, which the record has not. Compare on these, too.")
 
 
 def write(path: Path, params: dict[str, Tensor], metadata: dict[str, str], card: dict) -> None:
@@ -166,12 +175,13 @@ def list_steps(dataset: dict) -> list[dict]:
 
 
 def find_results(record: Record, sha256: str) -> dict[str, dict[str, dict]]:
-    """PSNR and SSIM by test set and level (sigma, scale or quality), of the weights with this hash."""
+    """PSNR and SSIM by test set and level (sigma, scale or quality), of the weights with this hash, alone."""
     results: dict[str, dict[str, dict]] = {}
     for one in record.results:
-        level, weights = f"{one.level:g}", record.methods[one.method].weights
-        measured = weights.get(level, weights.get("all"))
-        if measured and measured.sha256 == sha256:
+        level, method = f"{one.level:g}", record.methods[one.method]
+        measured = method.weights.get(level, method.weights.get("all"))
+        is_own = measured and measured.sha256 == sha256 and not method.ensemble
+        if is_own and None not in (one.psnr, one.ssim):
             scores = {"psnr": round(one.psnr, 4), "ssim": round(one.ssim, 6), "pictures": len(one.pictures)}
             results.setdefault(one.testset, {})[level] = scores
     return results

@@ -470,7 +470,7 @@ def test_a_test_stops_at_once(number, recipe, run, capsys, monkeypatch, request)
     assert capsys.readouterr().err.endswith("basicsr: stopped.\n")
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit", "ignore:'torch.load' received a zip file")
+@pytest.mark.filterwarnings("ignore:.torch.jit")
 def test_a_torchscript_file_is_no_checkpoint(tmp_path):
     path = tmp_path / "net.pt"
     torch.jit.trace(torch.nn.Conv2d(1, 1, 3), torch.zeros(1, 1, 8, 8)).save(path)

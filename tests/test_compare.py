@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from hranet_arch import (
@@ -387,6 +388,30 @@ def test_a_name_that_is_not_utf_8_is_escaped(options):
     assert [one.name for one in read().find("HRANet", "A", 25).pictures] == ["1", "2", "caf\\xe9"]
 
 
+def test_a_damaged_picture_whose_name_is_not_utf_8_is_a_failure_like_others(options, capsys):
+    Path(os.fsdecode(b"datasets/A/caf\xe9.png")).write_bytes(b"no picture")
+    assert run(options) == 1
+    assert "A, caf\\xe9: caf\\xe9.png: not a picture" in capsys.readouterr().err
+    assert len(read().find("HRANet", "A", 25).pictures) == 3
+
+
+def test_a_picture_that_exif_turns_has_the_size_that_is_measured(options):
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.fromarray(np.full((30, 50), 7, np.uint8)).save("datasets/A/turned.jpg", exif=exif)
+    assert run(options) == 0
+    turned = read().find("HRANet", "A", 25).pictures[-1]
+    assert (turned.name, turned.size) == ("turned", (50, 30))
+    assert cv2.imread("results/tiny/pictures/A/25/clean/turned.png").shape[:2] == (50, 30)
+
+
+def test_folders_may_begin_at_home(options, monkeypatch):
+    monkeypatch.setenv("HOME", os.getcwd())
+    options |= {"datasets_root": "~/datasets", "weights_root": "~/weights", "testsets": {"B": "~/datasets/B"}}
+    assert run(options) == 0
+    assert len(read().results) == 2 * 4
+
+
 def test_pictures_are_those_of_the_scores_after_the_weights_went_back(options):
     """Weights A, then B, then A again under one name: the scores are known, the pictures on disk are B's."""
     path, shown = Path("weights/dncnn_25.pth"), []
@@ -557,6 +582,12 @@ WRONG_OPTIONS = {
     "methods.X.network_g.num_fea: unknown key": {"methods": {"X": {"network_g": {"type": "HRANet", "num_fea": 1}}}},
     "methods.clean: this is what the clean pictures are called": {"methods": {"clean": {"method": "wavelet"}}},
     "methods.Noisy: this is what the given pictures are called": {"methods": {"Noisy": {"method": "wavelet"}}},
+    "methods.X.enlarge_first: goes with task sr alone": {"methods": {"X": {"weights": "a", "enlarge_first": True}}},
+    "methods.X.channel: grey pictures have one channel": {"methods": {"X": {"weights": "a", "channel": "y"}}},
+    "methods.X.levels: []: ": {"methods": {"X": {"weights": "a", "levels": []}}},
+    "published: nothing of 'DnCNN-Z' for this task. Did you": {
+        "methods": {"X": {"weights": "a", "published": "DnCNN-Z"}}
+    },
     "testsets.A: task denoise takes a folder": {"testsets": {"A": {"gt": "a", "lq": "b"}}},
     "device='cuda:7' cannot be used": {"device": "cuda:7"},
     "costs.rounds: 0: must be greater": {"costs": {"rounds": 0}},

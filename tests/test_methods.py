@@ -101,6 +101,16 @@ def test_drunet_is_told_the_noise_level(tmp_path):
         np.testing.assert_allclose(output, expected, atol=1e-5)
 
 
+def test_weights_that_are_missing_or_for_others_are_named(tmp_path):
+    (tmp_path / "net.onnx").write_bytes(b"a model")
+    for weights, message in (
+        ("hranet_gray_s52", "Put them there, or set weights_root. Did you mean 'hranet_gray_s15'"),
+        ("net.onnx", "net.onnx: an ONNX model; give the weights that it was made of."),
+    ):
+        with pytest.raises(InputError, match=message):
+            methods.make_method({"weights": weights}, make_task(), tmp_path)
+
+
 @needs_spandrel
 def test_weights_of_nobody_are_refused(tmp_path):
     torch.save({"params": {"a.weight": torch.zeros(3)}}, tmp_path / "odd.pth")

@@ -302,6 +302,13 @@ def test_resolution_goes_into_other_formats(tmp_path, name, target):
         assert image.info["dpi"] == pytest.approx((300, 150), abs=0.02)  # a PNG's are whole numbers a metre
 
 
+def test_a_resolution_beyond_a_jpegs_16_bits_is_left_out(tmp_path):
+    Image.fromarray(values("uint8", 8, 20, 3)).save(tmp_path / "a.png", dpi=(254000, 254000))
+    round_trip(tmp_path / "a.png", "b.jpg")
+    with Image.open(tmp_path / "out/b.jpg") as image:
+        assert "dpi" not in image.info
+
+
 def test_a_tiffs_resolution_in_centimetres(tmp_path):
     tifffile.imwrite(tmp_path / "a.tif", values("uint16", 8, 20), resolution=(100, 50), resolutionunit=3)
     _, second = round_trip(tmp_path / "a.tif", "a.png")

@@ -342,6 +342,22 @@ def test_every_tensor_counts_in_the_hash():
     assert checkpoints.hash_params(turned) == checkpoints.hash_params(params)
 
 
+def test_results_of_an_ensemble_or_of_fewer_sets_do_not_take_the_place_of_the_networks(trained):
+    run, record = trained
+    release(run, record)
+    data = record.model_dump(mode="json", exclude_unset=True)
+    plus = [{**one, "method": "Net+", "psnr": one["psnr"] + 1} for one in data["results"] if one["method"] == "Net"]
+    for one in plus:
+        one["pictures"] = [{**picture, "psnr": picture["psnr"] + 1} for picture in one["pictures"]]
+    data["methods"]["Net+"] = {**data["methods"]["Net"], "ensemble": True}
+    both = Record.model_validate({**data, "results": data["results"] + plus})
+    release_weights.update_cards(both, Path("weights"))
+    assert json.loads(read_metadata("weights/tiny.safetensors")["card"])["results"]["Set"]["25"]["psnr"] == 30.0
+    other = json.loads(json.dumps(data).replace('"Set"', '"Other"'))
+    with pytest.raises(InputError, match="tiny.safetensors: has scores of Set at 25, which the record has not"):
+        release_weights.update_cards(Record.model_validate(other), Path("weights"))
+
+
 def test_results_of_other_weights_are_not_taken(trained):
     run, record = trained
     best = torch.load(run / "models/net_g_best.pth")

@@ -188,6 +188,24 @@ def test_csv_by_hand():
     assert (failed["psnr"], failed["pictures"], failed["parameters"]) == ("", "0", "1234567")
 
 
+def test_what_a_network_is_given_is_said():
+    methods = make_data()["methods"]
+    methods["Net"] |= {"enlarge_first": True, "channel": "y", "ensemble": True}
+    (line,) = [
+        line for line in tables.format_markdown(make_record(methods=methods)).splitlines() if "- Net: network" in line
+    ]
+    assert "; takes the bicubically enlarged picture; takes the luma alone; mean over the picture's eight" in line
+
+
+def test_csv_of_super_resolution_has_the_hash_of_each_scales_folders():
+    data = make_sr_data()
+    for scale in (2, 4):
+        hashes = {f"x{scale}/gt": f"{scale}a" * 32, f"x{scale}/lq": f"{scale}b" * 32}
+        data["testsets"][f"Set5/x{scale}"]["sha256"] = hashes
+    rows = list(csv.DictReader(io.StringIO(tables.format_csv(Record.model_validate(data)))))
+    assert [(row["set_sha256"][:2], row["set_lq_sha256"][:2]) for row in rows] == [("2a", "2b"), ("4a", "4b")]
+
+
 def test_latex_by_hand():
     text = tables.format_latex(make_record())
     code = [line for line in text.splitlines() if not line.startswith("%")]

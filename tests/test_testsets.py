@@ -12,7 +12,7 @@ from hranet_arch import images, overlaps, testsets
 from hranet_arch.errors import InputError
 from hranet_arch.prepare import prepare_lmdb
 from hranet_arch.testsets import KnownSet
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, run_cli
 
 DATASETS = REPOSITORY.parent / "shared" / "datasets"
 needs_shared = pytest.mark.skipif(not DATASETS.is_dir(), reason="needs the pictures in ../shared/datasets")
@@ -396,6 +396,13 @@ def test_what_cannot_be_listed_is_an_error(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="locked: cannot be listed: Permission denied"):
         images.list_pictures(tmp_path)
     assert images.list_pictures(tmp_path, skip_unlisted=True) == []
+
+
+def test_training_pictures_are_not_cleared_where_there_was_no_set_to_look_for(tmp_path, sets, capsys):
+    (tmp_path / "empty").mkdir()
+    folders = ("--from", str(tmp_path / "empty"), "--output", str(tmp_path / "out"))
+    assert run_cli("prepare", "testsets", *folders, "--training", str(tmp_path)) == 2
+    assert "--training: there is no test set to look for in it." in capsys.readouterr().err
 
 
 def test_bad_arguments_are_named(tmp_path, sets):
