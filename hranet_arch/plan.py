@@ -280,5 +280,5 @@ def _identify(name: str, files: dict[str, _File]) -> tuple[str, str]:
         return sha256, "unknown"
     if known.sha256:
         return sha256, "exact" if known.sha256 == sha256 else "differs"
-    is_alike = len(files) == known.count and all(known.has_size(one.size[::-1]) for one in files.values())
+    is_alike = known.has_names(files) and all(known.has_size(one.size[::-1]) for one in files.values())
     return sha256, "by name" if is_alike else "differs"

@@ -86,6 +86,13 @@ class KnownSet:
     longest_side: Sequence[int] = (0, 1 << 30)
     sha256: str = ""
 
+    def has_names(self, stems: Iterable[str]) -> bool:
+        """Whether these are its names: all of them, and no others."""
+        stems = list(stems)
+        matches = [re.fullmatch(self.pattern, stem) if self.pattern else None for stem in stems]
+        names = [int(match[1]) if match else stem for match, stem in zip(matches, stems)]
+        return sorted(map(str, names)) == sorted(map(str, self.stems or self.pictures or range(1, self.count + 1)))
+
     def has_size(self, size: tuple[int, int]) -> bool:
         is_listed = not self.sizes or sorted(size) in [sorted(s) for s in self.sizes]
         return is_listed and self.longest_side[0] <= max(size) <= self.longest_side[1]

@@ -34,6 +34,7 @@ from hranet_arch import (
     record,
     resize,
     tables,
+    testsets,
 )
 from hranet_arch.baselines import DnCNN, FFDNet
 from hranet_arch.errors import InputError
@@ -278,6 +279,22 @@ def test_a_set_is_published_only_if_its_pixels_are(options):
     assert run({**options, "testsets": {"Set12": "A"}}, "--force_yml", "methods:DnCNN:published=DnCNN-S") == 0
     assert read().testsets["Set12"].status == "differs"
     assert "(30.4" not in Path("results/tiny/table.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("stems", "status"),
+    [
+        (["img_001", "img_002_SRF_2_HR"], "by name"),
+        (["img_001", "img_003"], "differs"),
+        (["img_001", "1"], "differs"),
+        (["cat", "dog"], "differs"),
+    ],
+)
+def test_a_set_by_name_has_the_sets_names(stems, status, monkeypatch):
+    known = testsets.KnownSet("Two", 2, "somewhere", "none", {}, pattern="(?i:img)_?0*(\\d+)(?:_SRF_2_HR)?")
+    monkeypatch.setattr(testsets, "read_catalogue", lambda: (known,))
+    files = {stem: plan._File(Path(stem), "ab" * 32, (40, 44), 1, None) for stem in stems}
+    assert plan._identify("Two", files)[1] == status
 
 
 # --- going on ---------------------------------------------------------------------------------------------------------
