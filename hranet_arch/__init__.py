@@ -7,7 +7,7 @@ __all__ = ["Deblocker", "Denoiser", "HRANet", "Upscaler", "__version__"]
 
 
 def __getattr__(name: str) -> object:
-    """The restorers on first use: they bring the peers and safetensors, which who wants the network does not need."""
+    """The restorers on first use: they bring the peers, which who wants the network does not need."""
     if name in ("Deblocker", "Denoiser", "Upscaler"):
         from hranet_arch import restore
 

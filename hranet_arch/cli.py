@@ -359,7 +359,7 @@ def _build_parser() -> argparse.ArgumentParser:
     listing = _add(verbs, "list", "what option files may name", _list, "basicsr list\n  basicsr list arch")
     kinds = ("arch", "model", "dataset", "degradation", "loss", "metric", "optimizer", "scheduler")
     listing.add_argument("kind", nargs="?", choices=kinds, help="only this kind")
-    text = "what is installed, what is repaired, and whether a training step works"
+    text = "what is installed, what is repaired, and whether training steps work"
     _add(verbs, "doctor", text, _doctor, "basicsr doctor")
     for verb, (_, text, example, _) in cli_restore.VERBS.items():
         cli_restore.add_arguments(_add(verbs, verb, text, cli_restore.run, example), verb)

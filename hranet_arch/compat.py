@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 class _Run:
-    """What the running training has done so far; read by the fixes and by ``pipeline``."""
+    """What the running training has done so far; shared by the fixes, ``pipeline``, ``model`` and ``validation``."""
 
     def __init__(self) -> None:
         self.reset()
@@ -126,8 +126,12 @@ def apply_fixes() -> None:
         fix()
 
 
+def _find_first_sentence(text: str) -> str:
+    return re.split(r"\.\s", " ".join(text.split()))[0].removesuffix(".")
+
+
 def describe_fixes() -> list[tuple[str, str]]:
     """``(name, first sentence)`` of every fix, for ``basicsr doctor``."""
     from hranet_arch import fixes
 
-    return [(fix.__name__, " ".join((fix.__doc__ or "").split(".\n")[0].split())) for fix in fixes.FIXES]
+    return [(fix.__name__, _find_first_sentence(fix.__doc__ or "")) for fix in fixes.FIXES]

@@ -6,7 +6,6 @@ All read a folder of files or an LMDB in BasicSR's layout, grey or colour, 8- or
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +24,7 @@ from hranet_arch import noise
 from hranet_arch.degradations import Degradations
 from hranet_arch.errors import InputError
 from hranet_arch.images import SUFFIXES, decode_image, list_pictures, to_float, to_planes, to_tensor
-from hranet_arch.lmdb_reader import open_lmdb
+from hranet_arch.lmdb_reader import open_lmdb, read_meta_info
 
 
 class PictureStore:
@@ -52,7 +51,7 @@ class PictureStore:
             if meta_info_file:
                 raise InputError(f"{root}: meta_info_file chooses from a folder; an LMDB has a list of its own.")
             open_lmdb(root)
-            self.sizes = _read_meta_info(Path(root) / "meta_info.txt")
+            self.sizes = read_meta_info(root)
             self.keys = list(self.sizes)
         elif meta_info_file:
             lines = Path(meta_info_file).read_text(encoding="utf-8").splitlines()
@@ -123,20 +122,6 @@ class PictureStore:
                 f"{self.root}: {len(small)} of {len(self.keys)} pictures are smaller than {what}, {side}x{side}: "
                 f"{_some(small)}. {cure}"
             )
-
-
-def _read_meta_info(path: Path) -> dict[str, tuple[int, int]]:
-    """Reads BasicSR's list of an LMDB: lines ``key.png (h,w,c) level``."""
-    if not path.is_file():
-        raise InputError(f"{path}: missing; BasicSR's LMDBs list their pictures there. Make the LMDB anew.")
-    sizes = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
-        match = re.fullmatch(r"([^.]+)\.\w+ \((\d+),(\d+),\d+\) \d+", line.strip())
-        if match:
-            sizes[match[1]] = (int(match[2]), int(match[3]))
-        elif line.strip():
-            raise InputError(f"{path}: cannot understand the line {line!r}; expected e.g. 'baboon.png (120,125,3) 1'.")
-    return sizes
 
 
 def _some(names: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""``basicsr doctor``: versions, devices, repairs, registered names, and one short training step."""
+"""``basicsr doctor``: versions, devices, repairs, registered names, and a few training steps."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def examine() -> int:
     for name in (*PACKAGES, *TENSORBOARDS):
         print(f"  {name:15} {_version(name) or 'not installed'}")
     _print_devices()
-    problems = _examine_tensorboard() + _examine_basicsr() + _train_one_step()
+    problems = _examine_tensorboard() + _examine_basicsr() + _train_briefly()
     for problem in problems:
         print(f"PROBLEM: {problem}")
     print("Problems were found." if problems else "All is well.")
@@ -70,7 +70,7 @@ def _examine_basicsr() -> list[str]:
     return [f"plug-in {name}: {state}" for name, state in states.items() if state != "loaded"]
 
 
-def _train_one_step() -> list[str]:
+def _train_briefly() -> list[str]:
     from hranet_arch.hranet import HRANet
 
     device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -138,8 +138,8 @@ def describe(network: LoadedNetwork) -> dict[str, str]:
         "network_g": json.dumps(network_g),
         "color": description.color or {1: "gray", 3: "rgb"}.get(network.channels, ""),
     }
-    if task := description.task or ("sr" if network.scale > 1 else None):
-        texts["task"] = task
+    if network.task:
+        texts["task"] = network.task
     for name in ("sigma", "quality"):
         if (value := getattr(description, name)) is not None:
             texts[name] = json.dumps(value)

@@ -2,7 +2,7 @@
 
 Source: «An image denoising method and system based on a heterogeneous residual attention neural network model»
 (Chinese patent text); claim numbers below are its claims. ``docs/method.md`` says, claim by claim, which class holds
-it and what was chosen where the source is silent. This file needs torch, and ``resize.py`` for super-resolution.
+it and what was chosen where the source is silent. This file needs torch and ``resize.py``.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 from pathlib import Path
 
 import lmdb
@@ -74,3 +75,22 @@ class LmdbBackend:
     def get(self, filepath: str, client_key: str) -> bytes:
         path = self.db_paths[client_key]
         return read_value(open_lmdb(path), str(filepath), path)
+
+
+def read_meta_info(name: str | os.PathLike) -> dict[str, tuple[int, int]]:
+    """Height and width by key, from BasicSR's list of an LMDB, ``meta_info.txt``: lines ``key.png (h,w,c) level``.
+
+    Raises:
+        InputError: if it is missing, or has a line of another kind.
+    """
+    path = Path(name) / "meta_info.txt"
+    if not path.is_file():
+        raise InputError(f"{path}: missing; BasicSR's LMDBs list their pictures there. Make the LMDB anew.")
+    sizes = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        match = re.fullmatch(r"([^.]+)\.\w+ \((\d+),(\d+),\d+\) \d+", line.strip())
+        if match:
+            sizes[match[1]] = (int(match[2]), int(match[3]))
+        elif line.strip():
+            raise InputError(f"{path}: cannot understand the line {line!r}; expected e.g. 'baboon.png (120,125,3) 1'.")
+    return sizes

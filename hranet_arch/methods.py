@@ -131,10 +131,9 @@ class Method:
     def _run_network(self, picture: np.ndarray) -> np.ndarray:
         x = to_planes(picture)
         with torch.inference_mode():
-            window = self.arguments.get("window_size", 1)  # SwinIR and its kin take whole windows only
             output = tiling.restore(
                 self.runner, x[None].to(self.task.device), tile=self.task.tile or None,
-                window=window if isinstance(window, int) else 1,
+                window=tiling.find_window(self.arguments),
                 symmetries=SYMMETRIES if self.ensemble else (IDENTITY,),
             )[0]  # fmt: skip
         array = output.float().cpu().numpy().transpose(1, 2, 0)
@@ -341,7 +340,9 @@ def _make_classical(name: str, task: Task) -> Method:
 
 
 def _require(name: str) -> tuple[str, str]:
-    package, extra = {"bm3d": ("bm3d", "bm3d"), "wavelet": ("PyWavelets", "compare")}.get(name, ("scikit-image", None))
+    package, extra = {"bm3d": ("bm3d", "bm3d"), "wavelet": ("PyWavelets", "compare")}.get(
+        name, ("scikit-image", "compare")
+    )
     try:
         return package, metadata.version(package)
     except metadata.PackageNotFoundError as error:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+JPEG_BLOCK = 8
+
 
 def calculate_psnr_float(img: np.ndarray, img2: np.ndarray, crop_border: int = 0) -> float:
     """PSNR in dB of the network's own output: float, neither clipped nor rounded to 8 bits.
@@ -60,18 +62,18 @@ def calculate_psnrb(img: np.ndarray, img2: np.ndarray, crop_border: int = 0) -> 
     return float("inf") if error == 0 else float(10 * np.log10(255**2 / error))
 
 
-def _measure_blocks(image: np.ndarray, block: int = 8) -> float:
+def _measure_blocks(image: np.ndarray) -> float:
     """The blocking effect factor, in squared grey levels; 0 for a picture one pixel high or wide, which has none."""
     if min(image.shape[:2]) < 2:
         return 0.0
     at_borders, elsewhere = [], []
     for axis in (0, 1):
         steps = np.moveaxis(np.diff(image, axis=axis) ** 2, axis, 0)
-        is_border = np.arange(1, len(steps) + 1) % block == 0
+        is_border = np.arange(1, len(steps) + 1) % JPEG_BLOCK == 0
         at_borders.append(steps[is_border].ravel())
         elsewhere.append(steps[~is_border].ravel())
     at_borders, elsewhere = np.concatenate(at_borders), np.concatenate(elsewhere)
     if not at_borders.size or not elsewhere.size or at_borders.mean() <= elsewhere.mean():
         return 0.0
-    weight = np.log2(block) / np.log2(min(image.shape[:2]))
+    weight = np.log2(JPEG_BLOCK) / np.log2(min(image.shape[:2]))
     return float(weight * (at_borders.mean() - elsewhere.mean()))

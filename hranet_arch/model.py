@@ -51,10 +51,10 @@ class RestorationModel(SRModel):
     a warning, on a CPU and without a C compiler), ``accumulate`` (parts that a batch is cut into; their gradients are
     added), ``grad_clip`` (largest gradient norm), ``max_skipped`` (iterations in a row that may be lost to losses that
     are not finite), ``teacher`` (a released network's name or a weight file: its results, and not the clean pictures,
-    are what is learnt; ``docs/recipes.md`` has what that is worth). In ``val:``: ``tile`` (pictures of more pixels
-    than ``tile * tile`` are run in tiles), ``halo``, ``best_on`` (the validation set whose first metric picks
-    ``net_g_best.pth``, or several sets, for the metric's mean; the first one with clean pictures where it is not
-    given, ``~`` for none).
+    are what is learnt; ``docs/recipes.md`` has what that is worth). In ``val:``: ``tile`` (pictures larger than
+    a tile with its halo are run in tiles; 0: none is), ``halo``, ``best_on`` (the validation set whose first metric
+    picks ``net_g_best.pth``, or several sets, for the metric's mean; the first one with clean pictures where it is
+    not given, ``~`` for none).
 
     A step never waits for a GPU: whether it is lost is decided there, and read when the log is printed.
     """
@@ -333,14 +333,13 @@ class RestorationModel(SRModel):
 
     def _restore(self, net: torch.nn.Module, lq: Tensor) -> Tensor:
         val_opt = self.opt.get("val") or {}
-        window = self.opt["network_g"].get("window_size", 1)  # SwinIR and its kin take whole windows only
         return tiling.restore(
             net,
             lq,
             run=partial(self.run_network, net, part=slice(None)),
             tile=val_opt.get("tile", 1024) or None,
             halo=val_opt.get("halo", 32),
-            window=window if isinstance(window, int) else 1,
+            window=tiling.find_window(self.opt["network_g"]),
         )
 
     def nondist_validation(self, dataloader, current_iter, tb_logger, save_img) -> None:

@@ -128,6 +128,11 @@ class LoadedNetwork:
         return self.description.name
 
     @property
+    def task(self) -> Task | None:
+        """What it is for; None where neither its file nor its size says it."""
+        return self.description.task or ("sr" if self.scale > 1 else None)
+
+    @property
     def scale(self) -> int:
         return getattr(self.module, "upscale", 1)
 
@@ -144,7 +149,7 @@ def require_task(network: LoadedNetwork, task: Task) -> None:
     Raises:
         InputError: with the verb and the class that take the network.
     """
-    own = network.description.task or ("sr" if network.scale > 1 else None)
+    own = network.task
     if own not in (None, task):
         right = WORDS[own]
         raise InputError(

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.adam import adam
 
-NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Jordan's: large at zero, so that five steps are enough
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Jordan's: large at zero, so that these steps are enough
+NEWTON_SCHULZ_STEPS = 5
 SMALLEST_MATRIX = 8  # channels; what has fewer, in or out, is left to Adam: a network's ends, depthwise convolutions
 
 
@@ -132,13 +133,13 @@ def is_matrix(parameter: Tensor) -> bool:
     return parameter.ndim in (2, 4) and min(parameter.shape[:2]) >= SMALLEST_MATRIX
 
 
-def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
+def orthogonalize(matrices: Tensor) -> Tensor:
     """``(n, rows, columns)`` with singular values brought to 0.7 to 1.2 by Newton-Schulz steps, vectors kept."""
     a, b, c = NEWTON_SCHULZ
     is_tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.mT if is_tall else matrices  # the product of the shorter sides is the smaller one
     x = x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-7)
-    for _ in range(steps):
+    for _ in range(NEWTON_SCHULZ_STEPS):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.mT if is_tall else x

@@ -49,7 +49,7 @@ _OptionLoader.add_implicit_resolver(
 def _parse(text: str) -> Any:
     """Raises ValueError, with the place in the text, where it is not YAML of plain values."""
     try:
-        return _copy(yaml.load(text, Loader=_OptionLoader))  # noqa: S506 (a SafeLoader)
+        return _copy(yaml.load(text, Loader=_OptionLoader))  # a SafeLoader
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         hint = " (indent with spaces, not tabs)" if "'\\t'" in str(error.problem) else ""

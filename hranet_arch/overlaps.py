@@ -18,7 +18,7 @@ import numpy as np
 
 from hranet_arch.errors import InputError
 from hranet_arch.images import decode_image, list_databases, list_pictures
-from hranet_arch.lmdb_reader import open_lmdb, read_value
+from hranet_arch.lmdb_reader import open_lmdb, read_meta_info, read_value
 from hranet_arch.testsets import hash_bytes, map_in_threads
 
 LARGEST = 1024  # pixels of the longer side; larger pictures are compared at this size
@@ -87,10 +87,7 @@ def _list_training(paths: Iterable[str | Path]) -> Iterator[tuple[str, Path, str
     """What to call a picture, its file or LMDB, and its key there."""
     for path in map(Path, paths):
         if (path / "data.mdb").is_file():
-            if not (path / "meta_info.txt").is_file():
-                raise InputError(f"{path}: has no meta_info.txt, the list of its pictures.")
-            for line in (path / "meta_info.txt").read_text("utf-8").splitlines():
-                key = line.split(".")[0]
+            for key in read_meta_info(path):
                 yield f"{path}: {key}", path, key
         elif path.is_file():
             yield str(path), path, None

@@ -12,6 +12,7 @@ import contextlib
 import math
 import threading
 import warnings
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -378,7 +379,7 @@ def _write_png(picture: Picture, path: Path) -> None:
     if picture.format != "PNG":
         chunks = []
         if picture.icc:
-            chunks.append((b"iCCP", b"ICC profile\0\0" + png.zlib.compress(picture.icc)))
+            chunks.append((b"iCCP", b"ICC profile\0\0" + zlib.compress(picture.icc)))
         if exif := _write_exif(picture):
             chunks.append((b"eXIf", exif))
         if picture.dpi:

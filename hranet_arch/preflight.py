@@ -272,8 +272,7 @@ def _probe(network: torch.nn.Module, opt: dict, phase: str) -> None:
     name, scale, dataset = opt["network_g"]["type"], opt["scale"], opt["datasets"][phase]
     channels = _count_channels(dataset)
     side = dataset["gt_size"] // scale if phase == "train" else PROBE_SIZE
-    window = opt["network_g"].get("window_size", 1)
-    window = window if isinstance(window, int) and window > 0 else 1
+    window = tiling.find_window(opt["network_g"])
     if side > LARGEST_PROBE >= window:
         side = LARGEST_PROBE - (LARGEST_PROBE - side) % window  # as many pixels over whole windows
     lq = torch.zeros(1, channels, *[max(side, 1)] * 2)

@@ -74,7 +74,7 @@ class Protocol(Part):
     channel: Literal["gray", "rgb", "y"]  # what the metrics look at
     crop_border: Literal["0", "scale"]
     precision: Literal["fp32", "bf16", "fp16"]
-    tile: Annotated[int, Field(ge=0)]  # pictures of more than tile * tile pixels were run in tiles; 0: never
+    tile: Annotated[int, Field(ge=0)]  # pictures larger than a tile with its halo were run in tiles; 0: never
 
 
 class TestSet(Part):

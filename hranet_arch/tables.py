@@ -107,7 +107,9 @@ def _describe_protocol(record: Record) -> list[str]:
         lines.insert(0, f"noise: {noise.name}, seed: {noise.seed}, {noise.generator}; {noise.description}")
     if protocol.compression:
         lines.insert(0, f"JPEG files: {protocol.compression}; MATLAB's, which published tables were made of, differ")
-    tiles = f"in tiles of {protocol.tile} where larger" if protocol.tile else "whole, never in tiles"
+    tiles = (
+        f"in tiles of {protocol.tile} where larger than one with its halo" if protocol.tile else "whole, never in tiles"
+    )
     lines.append(f"networks run in {protocol.precision}, pictures {tiles}")
     if not follows_field(record):
         lines.append("this is not the protocol of the published tables, so no published value is set beside")

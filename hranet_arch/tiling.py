@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -60,6 +60,12 @@ class Reach:
     def fits(self, tile: int | None, height: int, width: int) -> bool:
         """Whether a picture is no larger than a tile with its halo."""
         return tile is None or height * width <= (tile + 2 * self.halo) ** 2
+
+
+def find_window(network_g: Mapping[str, object]) -> int:
+    """What pictures must be multiples of, by a network's arguments: SwinIR and its kin take whole windows."""
+    window = network_g.get("window_size")
+    return window if isinstance(window, int) and window > 0 else 1
 
 
 def restore(

@@ -23,7 +23,7 @@ from hranet_arch import Denoiser, provenance, sample
 from hranet_arch.degradations import JPEGCompression, PoissonGaussianNoise
 from hranet_arch.files import write_text
 from hranet_arch.images import to_8bit
-from hranet_arch.lmdb_reader import open_lmdb, read_value
+from hranet_arch.lmdb_reader import open_lmdb, read_meta_info, read_value
 
 PAIRS = Path("datasets/finetune_demo")  # not datasets/pairs, where a person's own pairs lie
 PARTS = ("train", "val")
@@ -55,8 +55,7 @@ def make_pairs() -> None:
         folders = [PAIRS / f"{part}_{kind}" for kind in ("noisy", "clean")]
         for folder in folders:
             folder.mkdir(parents=True, exist_ok=True)
-        for line in (root / "meta_info.txt").read_text().splitlines():
-            key = line.split(".")[0]
+        for key in read_meta_info(root):
             clean = cv2.imdecode(np.frombuffer(read_value(open_lmdb(root), key, str(root)), np.uint8), cv2.IMREAD_COLOR)
             for folder, picture in zip(folders, (photograph(clean, random), clean)):
                 cv2.imwrite(str(folder / f"{key}.png"), picture)

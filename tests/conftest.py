@@ -154,6 +154,4 @@ def run():
 
 def load_network(path: str | Path, key: str = "params") -> dict:
     """The tensors of a checkpoint that BasicSR's layout keeps under ``key``."""
-    import torch
-
     return torch.load(path, weights_only=True)[key]

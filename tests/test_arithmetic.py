@@ -135,7 +135,7 @@ def test_a_gpu_that_cannot_compute_is_no_device(with_a_gpu_too_old, caplog):
 
 
 def test_doctor_tells_of_a_gpu_that_cannot_compute(with_a_gpu_too_old):
-    from hranet_arch.doctor import _train_one_step
+    from hranet_arch.doctor import _train_briefly
 
-    problems = _train_one_step()
+    problems = _train_briefly()
     assert len(problems) == 1 and "no kernel image" in problems[0]

@@ -374,7 +374,7 @@ def test_lmdbs_behind_a_linked_folder_are_searched(tmp_path, sets):
     (tmp_path / "data/big").symlink_to(tmp_path / "disk")
     assert len(overlaps.find_test_pictures([tmp_path / "data"], {name: pictures})) == 1
     (tmp_path / "disk/train.lmdb/meta_info.txt").unlink()
-    with pytest.raises(InputError, match="train.lmdb: has no meta_info.txt"):
+    with pytest.raises(InputError, match="train.lmdb/meta_info.txt: missing"):
         overlaps.find_test_pictures([tmp_path / "data"], {name: pictures})
 
 
