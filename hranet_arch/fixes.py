@@ -11,12 +11,14 @@ import json
 import logging
 import math
 import os
+import random
 import sys
 import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from hranet_arch import checkpoints
@@ -116,8 +118,9 @@ def warm_up_to_the_rate() -> None:
     milestones inside it, because the scheduler goes on from the warmed-up rate.
 
     Here the scheduler steps on its own rate and the warm-up multiplies that. This is also the start of an iteration
-    for every model, so a requested stop is carried out here: save, then leave. Delete the first half when upstream
-    separates the two rates, the second when it handles SIGINT and SIGTERM.
+    for every model, so a requested stop is carried out here: save, then leave; and a resumed run takes up its random
+    numbers only here, since what came before (building, loading) may have drawn. Delete the first half when upstream
+    separates the two rates, the second when it handles SIGINT and SIGTERM, the third with ``save_or_raise``.
     """
     from basicsr.models.base_model import BaseModel
 
@@ -125,6 +128,8 @@ def warm_up_to_the_rate() -> None:
         RUN.is_started = RUN.is_started or RUN.iteration > 0  # a step is done: there is something to keep
         if RUN.stop_requested:
             _save_and_stop(self, current_iter - 1)
+        if RUN.resume_state and self.opt["rank"] == 0:  # whose numbers were kept
+            _set_random_state(RUN.resume_state.pop("random", None))
         RUN.iteration = current_iter
         self._set_lr([scheduler.get_last_lr() for scheduler in self.schedulers])
         if current_iter > 1:
@@ -145,6 +150,27 @@ def _save_and_stop(model, iteration: int) -> None:
     raise Interrupted(f"Stopped after iteration {iteration}; its checkpoint is saved. Go on with --auto_resume.")
 
 
+def _get_random_state() -> dict:
+    """Where the generators of this process are, as plain values and tensors."""
+    version, keys, *rest = np.random.get_state()
+    return {
+        "python": random.getstate(),
+        "numpy": (version, keys.tolist(), *rest),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def _set_random_state(state: dict | None) -> None:
+    if state is None:
+        return
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
 def _is_sound(net: torch.nn.Module) -> bool:
     """Whether a network's values can be used. A buffer of -inf can: masks have it."""
     buffers = (buffer for buffer in net.buffers() if buffer.is_floating_point())
@@ -160,9 +186,11 @@ def save_or_raise() -> None:
     """``models/base_model.py:191-252, 297-330``: checkpoints are written in place, and a failure is "just ignored" with
     exit status 0: a full disk leaves truncated files. A network that has become NaN is saved like any other. The last
     iterations, where they do not fill ``save_checkpoint_freq``, have no training state: nothing can go on from them.
+    What a network draws by itself (dropout) is drawn anew after a resume.
 
     Written atomically here; a failure, and a network that is not finite, end the run with a message. The end of the
-    training is a checkpoint as others are. Delete when upstream raises and renames, and keeps the last state.
+    training is a checkpoint as others are, and each has the generators' states. Delete when upstream raises and
+    renames, and keeps the last state and these.
     """
     from basicsr.models.base_model import BaseModel
     from basicsr.utils.dist_util import master_only
@@ -196,6 +224,7 @@ def save_or_raise() -> None:
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "optimizer_types": [_type_of(optimizer) for optimizer in self.optimizers],
             "schedulers": [scheduler.state_dict() for scheduler in self.schedulers],
+            "random": _get_random_state(),
             **self.extra_training_state(),
         }
         checkpoints.save_atomically(state, Path(self.opt["path"]["training_states"]) / f"{current_iter}.state")

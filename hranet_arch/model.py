@@ -7,7 +7,6 @@ import importlib.util
 import inspect
 import logging
 import os
-import random
 import shutil
 import sys
 import sysconfig
@@ -67,7 +66,6 @@ class RestorationModel(SRModel):
         self.skipped = self.skipped_in_a_row = 0
         self.unread: tuple[int, OrderedDict[str, Tensor]] | None = None
         self.listed_for: torch.nn.Module | None = None
-        self.pending_random_state: dict | None = None
         self.ranked: dict[str, float] = {}  # of this iteration, the sets of best_on that have been run
         self.progress: tqdm | None = None
         self.at_terminal = ExitStack()
@@ -156,7 +154,6 @@ class RestorationModel(SRModel):
             self.gt = data["gt"].to(self.device, non_blocking=True)
 
     def optimize_parameters(self, current_iter: int) -> None:
-        self._restore_random_state()
         self._list_tensors()
         # Young averages forget faster: with a fixed decay the random start would weigh on short runs.
         self.average_weight.fill_(1 - min(self.ema_decay, (1 + current_iter) / (10 + current_iter)))
@@ -389,19 +386,12 @@ class RestorationModel(SRModel):
         self.save_network(list(nets.values()), "net_g", label, param_key=list(nets))
 
     def extra_training_state(self) -> dict:
-        """What a resume needs beyond BasicSR's optimisers and schedules; plain values and tensors only."""
-        version, keys, *rest = np.random.get_state()
+        """What a resume needs beyond what every model's state has (``fixes.save_or_raise``): values and tensors."""
         return {
             "precision": self.precision,
             "scaler": self.scaler.state_dict(),
             "skipped": int(self.lost_counts[0]),
             "best": getattr(self, "best_metric_results", {}),
-            "random": {
-                "python": random.getstate(),
-                "numpy": (version, keys.tolist(), *rest),
-                "torch": torch.get_rng_state(),
-                "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-            },
         }
 
     def resume_training(self, resume_state: dict) -> None:
@@ -411,18 +401,6 @@ class RestorationModel(SRModel):
         self.skipped = self.lost_counts[0] = resume_state.get("skipped", 0)
         if resume_state.get("best"):
             self.best_metric_results = resume_state["best"]
-        self.pending_random_state = resume_state.get("random")
-
-    def _restore_random_state(self) -> None:
-        """Only now, at the first step: what happens before it (building, loading) may draw."""
-        state, self.pending_random_state = self.pending_random_state, None
-        if state is None or self.opt["rank"] != 0:
-            return
-        random.setstate(state["python"])
-        np.random.set_state(state["numpy"])
-        torch.set_rng_state(state["torch"])
-        if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
-            torch.cuda.set_rng_state_all(state["cuda"])
 
 
 class DenoisingModel(RestorationModel):

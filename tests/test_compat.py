@@ -380,6 +380,26 @@ def test_pictures_that_differ_in_suffix_alone_have_a_result_each(recipe, run):
     assert len(results) == 3 and len({path.read_bytes() for path in results}) == 3
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_the_first_process_goes_on_with_all_its_random_numbers_at_the_first_step(rank, monkeypatch):
+    from basicsr.models.base_model import BaseModel
+
+    def draw():
+        return random.random(), np.random.rand(), torch.rand(()).item()
+
+    model = BaseModel({"num_gpu": 0, "is_train": True, "rank": rank})
+    monkeypatch.setattr(fixes.RUN, "resume_state", {"random": copy.deepcopy(fixes._get_random_state())})
+    kept = draw()
+    after = fixes._get_random_state()
+    model.update_learning_rate(5)
+    assert (draw() == kept) is (rank == 0)
+    fixes._set_random_state(after)
+    going_on = draw()
+    fixes._set_random_state(after)
+    model.update_learning_rate(6)  # once only
+    assert draw() == going_on
+
+
 def test_a_training_runs_all_its_iterations(stock, run):
     """Three pictures, batches of two: an epoch is one iteration, which upstream counts as two and stops at half."""
     make_pictures(Path("three"), 3)

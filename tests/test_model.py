@@ -4,7 +4,6 @@ import copy
 import json
 import logging
 import math
-import random
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -405,27 +404,6 @@ def test_a_resume_knows_the_scale_and_what_was_skipped(any_precision):
     resumed.resume_training(copy.deepcopy(state))
     assert resumed.skipped == 1 and resumed.scaler.get_scale() == model.scaler.get_scale() == 2.0**15
     assert resumed.extra_training_state()["skipped"] == 1
-
-
-def test_a_resume_goes_on_with_all_random_numbers():
-    def draw():
-        return random.random(), np.random.rand(), torch.rand(()).item()
-
-    model, resumed = make_model(), make_model()
-    state = copy.deepcopy(model.extra_training_state()["random"])
-    expected = draw()
-    resumed.pending_random_state = state
-    resumed._restore_random_state()
-    assert draw() == expected
-
-
-def test_another_process_goes_on_with_its_own_random_numbers():
-    model = make_model()
-    model.opt["rank"], model.pending_random_state = 1, model.extra_training_state()["random"]
-    torch.rand(1)
-    before = torch.get_rng_state()
-    model._restore_random_state()
-    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_channels_last_reaches_network_and_data():
