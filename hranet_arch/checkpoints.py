@@ -53,8 +53,8 @@ def load_checkpoint(path: str | os.PathLike) -> dict:
             from safetensors.torch import load_file
 
             return load_file(path)
-        with warnings.catch_warnings():  # about a TorchScript file, which is refused below
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "'torch.load' received a zip file")  # TorchScript: refused below
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged bytes end in struct.error, IndexError, AssertionError, SafetensorError, ...
         reason = first_line(error)

@@ -49,7 +49,9 @@ def add_arguments(parser: argparse.ArgumentParser, verb: str) -> None:
     text = "released network, weights (.pth, .safetensors), or an exported .onnx (default: the released one that fits)"
     parser.add_argument("--model", metavar="NAME|FILE", help=text)
     if verb == "denoise":
-        text = "noise level in grey levels; 'auto' (the default) estimates each picture's; 'blind' needs none"
+        text = (
+            "noise level in grey levels; 'auto' (the default): each picture's estimate; 'blind': of a network for any"
+        )
         parser.add_argument("--sigma", type=_sigma, default="auto", metavar="N|auto|blind", help=text)
     if verb == "upscale":
         text = "how many times larger (default: as the model enlarges, else 2)"

@@ -88,10 +88,8 @@ class KnownSet:
 
     def has_names(self, stems: Iterable[str]) -> bool:
         """Whether these are its names: all of them, and no others."""
-        stems = list(stems)
-        matches = [re.fullmatch(self.pattern, stem) if self.pattern else None for stem in stems]
-        names = [int(match[1]) if match else stem for match, stem in zip(matches, stems)]
-        return sorted(map(str, names)) == sorted(map(str, self.stems or self.pictures or range(1, self.count + 1)))
+        names = [int(match[1]) if (match := re.fullmatch(self.pattern, stem)) else stem for stem in stems]
+        return len(names) == self.count and set(names) == set(self.stems or self.pictures or range(1, self.count + 1))
 
     def has_size(self, size: tuple[int, int]) -> bool:
         is_listed = not self.sizes or sorted(size) in [sorted(s) for s in self.sizes]
