@@ -45,7 +45,7 @@ def check_options(options: dict, registries: Registries, *, is_train: bool) -> d
         InputError: with every mistake, a line each.
     """
     errors: list[str] = []
-    options = _without_absent(options)
+    options = _with_periods(_without_absent(options))
     section, is_open = _find_section(options, registries)
     checked = schema.validate(section, options, "", errors, is_open)
     errors += _check_phases(_items(options, "datasets"), is_train)
@@ -83,6 +83,14 @@ def _without_absent(options: dict) -> dict:
         metrics = {name: metric for name, metric in options["val"]["metrics"].items() if metric is not None}
         options["val"] = {**options["val"], "metrics": metrics}
     return options
+
+
+def _with_periods(options: dict) -> dict:
+    """BasicSR's cosine wants its length said; it is that of the training where the file says none."""
+    train = _items(options, "train")
+    scheduler = {"periods": [train.get("total_iter")], **_items(train, "scheduler")}
+    is_cosine = scheduler.get("type") == "CosineAnnealingRestartLR"
+    return {**options, "train": {**train, "scheduler": scheduler}} if is_cosine else options
 
 
 def _find_section(options: dict, registries: Registries) -> tuple[type[schema.Options], bool]:

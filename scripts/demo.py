@@ -35,7 +35,7 @@ def run(*arguments: str) -> None:
 
 def train_and_test(iterations: int) -> Path:
     """Trains and tests; returns the folder of the results."""
-    short = [f"train:total_iter={iterations}", f"train:scheduler:periods=[{iterations}]", "train:ema_decay=0.99"]
+    short = [f"train:total_iter={iterations}", "train:ema_decay=0.99"]
     narrow = ["network_g:num_feat=32", "datasets:train:batch_size_per_gpu=8"]
     often = [f"val:val_freq={max(iterations // 4, 1)}", "logger:print_freq=50", "name=demo"]
     run("train", "-opt", "options/train_hranet.yml", "--force_yml", *short, *narrow, *often)

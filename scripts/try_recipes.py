@@ -126,7 +126,7 @@ def squeeze(name: str, seed: int, iterations: int, every: int) -> dict:
     return {
         "name": name,
         "manual_seed": seed,
-        "train": {"total_iter": iterations, "scheduler": {"periods": [iterations]}},
+        "train": {"total_iter": iterations},
         "val": {"val_freq": every},
         "logger": {"print_freq": PRINT_EVERY, "save_checkpoint_freq": every},
     }

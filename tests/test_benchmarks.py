@@ -556,8 +556,8 @@ def test_every_variant_is_an_option_file_that_runs(group, tmp_path, monkeypatch)
         tried = merge(merge(options, squeeze("trial", 0, 1500, 500)), changes)
         assert tried not in seen
         seen.append(tried)
-        check_options(tried, registration.registries(), is_train=True)
-        assert tried["train"]["scheduler"].get("periods", [1500]) == [1500]
+        checked = check_options(tried, registration.registries(), is_train=True)
+        assert checked["train"]["scheduler"].get("periods", [1500]) == [1500]
 
 
 def test_a_precision_that_is_named_is_that_of_every_variant(tmp_path, monkeypatch):

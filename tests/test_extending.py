@@ -25,7 +25,7 @@ REFUSAL = re.search(r"```text\n(.*?)```", PAGE, re.DOTALL)[1]
 SHORT = (
     "datasets:train:dataroot_gt=train", "datasets:val:dataroot_gt=val", "datasets:train:gt_size=16",
     "datasets:train:batch_size_per_gpu=2", "datasets:train:num_worker_per_gpu=0", "train:total_iter=4",
-    "train:scheduler:periods=[4]", "val:val_freq=2", "val:save_img=true", "num_gpu=0",
+    "val:val_freq=2", "val:save_img=true", "num_gpu=0",
 )  # fmt: skip
 
 

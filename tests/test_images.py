@@ -379,6 +379,15 @@ def test_psnrb_by_hand():
     assert calculate_psnrb(original, original) == float("inf")
 
 
+def test_psnrb_of_colour_and_inside_a_border():
+    """The 87.5 of above: in three channels alike, and inside a border of 8 where the two pictures differ by 99."""
+    original, restored = np.zeros((16, 16)), np.zeros((16, 16))
+    restored[:, 8:] = 10
+    expected = pytest.approx(10 * np.log10(255**2 / 87.5))
+    assert calculate_psnrb(np.dstack([restored] * 3), np.dstack([original] * 3)) == expected
+    assert calculate_psnrb(np.pad(restored, 8, constant_values=99), np.pad(original, 8), crop_border=8) == expected
+
+
 def test_psnrb_equals_its_authors_loops():
     """Yim and Bovik's equations, step by step; 27 x 21 pixels, whose last blocks are cut."""
     rng = np.random.default_rng(0)

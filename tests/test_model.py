@@ -761,3 +761,20 @@ def test_a_test_uses_the_averaged_weights(recipe, run, tmp_path):
     assert run("test", test) == 0
     measured = json.loads((tmp_path / "results/tested/metrics.json").read_text())["val"]["output"]["psnr"]
     assert measured == pytest.approx(state["best"]["val"]["psnr"]["val"], abs=1e-6)
+
+
+def test_the_first_metric_picks_the_best_network():
+    model = make_model()
+    model.opt["val"] = {"best_on": ["val"], "metrics": {"psnr": {}, "ssim": {}}}
+    for iteration, (psnr, ssim, is_best) in enumerate([(30.0, 0.8, True), (29.0, 0.9, False), (31.0, 0.7, True)]):
+        means = {"psnr": psnr, "ssim": ssim}
+        validation.note_best(model, "val", means, iteration)
+        assert model._is_best("val", means, iteration) == is_best
+
+
+def test_a_network_without_an_average_is_validated_as_it_is_used():
+    """ScaleNet counts what it sees in training mode."""
+    model = make_model()
+    model.feed_data({"lq": torch.ones(1, 1, 4, 4)})
+    model.test()
+    assert model.net_g.seen == 0

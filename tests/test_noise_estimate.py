@@ -92,6 +92,13 @@ def test_large_pictures_are_sampled_evenly():
     assert len(noise_estimate._cut_windows(image[:2000, :2000])) == 1
 
 
+def test_windows_of_a_large_picture_reach_its_corners():
+    image = np.arange(2600 * 2100, dtype=np.int32).reshape(2600, 2100)
+    corners = [int(window[0, 0]) for window in noise_estimate._cut_windows(image)]
+    # From 0 to 2600 - 512 and 2100 - 512 in three equal steps.
+    assert corners == [top * 2100 + left for top in (0, 696, 1392, 2088) for left in (0, 529, 1058, 1588)]
+
+
 def test_the_documented_errors_are_the_records():
     record = json.loads((REPOSITORY / "docs/records/noise_estimate.json").read_text())
     text = (REPOSITORY / "docs/denoise.md").read_text()

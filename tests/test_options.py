@@ -240,6 +240,15 @@ def test_every_shipped_file_was_found():
     assert len({read_options(path)["name"] for path in SHIPPED}) == len(SHIPPED) >= 11
 
 
+def test_a_cosine_lasts_as_long_as_the_training_where_no_periods_say_otherwise(lmdb):
+    options = read_options(REPOSITORY / "options" / "train_hranet.yml")
+    build_stand_ins(options, lmdb)
+    assert check(change(options, "train:total_iter=1000"))["train"]["scheduler"]["periods"] == [1000]
+    halves = change(options, "train:scheduler:periods=[500, 500]", "train:scheduler:restart_weights=[1, 1]")
+    assert check(change(halves, "train:total_iter=1000"))["train"]["scheduler"]["periods"] == [500, 500]
+    assert "periods" not in refusal(change(options, "train:total_iter=null"))
+
+
 @pytest.mark.parametrize("changes", [{}, SWINIR, RIDNET, GAN], ids=["MSRResNet", "SwinIR", "RIDNet", "GAN"])
 def test_files_of_basicsr_pass(changes, tmp_path):
     make_pictures(tmp_path / "gt", 2, (64, 64))

@@ -57,6 +57,13 @@ def test_whole_numbers_are_rounded_after_each_direction():
     assert torch.allclose(found[0, 2:5, 2].double(), expected)
 
 
+@pytest.mark.parametrize(("pair", "expected"), [((0.0, 1.0), 1.0), ((2.0, 3.0), 3.0)])
+def test_halves_are_rounded_upwards(pair, expected):
+    """By symmetry the mean of the two: 0.5 and 2.5, which torch's own rounding takes to 0 and 2."""
+    found = resize_bicubic(torch.tensor([[pair]]) / 255, 1 / 2, is_8bit=True) * 255
+    assert found.item() == pytest.approx(expected, abs=1e-4)
+
+
 @pytest.mark.parametrize("scale", [2, 3, 4])
 def test_the_convolution_equals_it(scale):
     torch.manual_seed(0)

@@ -14,7 +14,7 @@ from tests.conftest import REPOSITORY, make_pictures, run_cli
 
 RECIPE = REPOSITORY / "options" / "sr" / "train_hranet_x4.yml"
 # One iteration of one small patch; 32x32 before it is enlarged, which SwinIR's windows of 8 divide.
-SHORT = ["train:total_iter=1", "train:scheduler:periods=[1]", "datasets:train:batch_size_per_gpu=1",
+SHORT = ["train:total_iter=1", "datasets:train:batch_size_per_gpu=1",
          "datasets:train:gt_size=128", "datasets:train:num_worker_per_gpu=0", "num_gpu=0"]  # fmt: skip
 
 
@@ -65,7 +65,7 @@ def test_basicsrs_model_and_pairs_train_it_too(tmp_path, monkeypatch, backend):
             "network_g": {"type": "HRANet", "num_in_ch": 3, "num_out_ch": 3, "num_feat": 8, "upscale": 2},
             "train": {
                 "total_iter": 1, "optim_g": {"type": "Adam", "lr": 1e-3}, "pixel_opt": {"type": "L1Loss"},
-                "scheduler": {"type": "CosineAnnealingRestartLR", "periods": [1]},
+                "scheduler": {"type": "CosineAnnealingRestartLR"},
             },
             "val": {"val_freq": 1, "metrics": {"psnr": {"type": "calculate_psnr", "crop_border": 2}}},
         })

@@ -1,6 +1,7 @@
 """Whole runs through the command: killed and resumed, stopped, in several processes, with BasicSR's own networks."""
 
 import json
+import math
 import os
 import re
 import signal
@@ -97,6 +98,17 @@ def test_a_training_goes_on_from_its_end(recipe, run, model_type):
     logs = "".join(path.read_text() for path in Path("experiments/tiny").glob("*.log"))
     assert "Resuming training from epoch: 1, iter: 6" in logs
     assert_equal_networks("experiments/whole/models/net_g_8.pth", "experiments/tiny/models/net_g_8.pth")
+
+
+def test_a_training_that_goes_on_stretches_its_cosine(recipe, run):
+    """Half-way through eight batches the rate is half of the first; through four it had fallen to nothing."""
+    recipe["train"]["scheduler"] = {"type": "CosineAnnealingRestartLR"}
+    assert run("train", recipe, "--force_yml", "train:total_iter=4") == 0
+    assert run("train", recipe, "--auto_resume") == 0
+    log = "".join(path.read_text() for path in sorted(Path("experiments/tiny").glob("*.log")))
+    rates = dict(re.findall(r"iter: +(\d+), lr:\(([\d.e-]+),\)", log))
+    expected = {step: 5e-4 * (1 + math.cos(math.pi * (step - 1) / (4 if step <= 4 else 8))) for step in (2, 4, 6, 8)}
+    assert {int(step): float(rate) for step, rate in rates.items()} == pytest.approx(expected, rel=1e-3)
 
 
 def test_a_training_without_iterations_leaves_states_alone(recipe, run):
