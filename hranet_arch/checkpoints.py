@@ -62,6 +62,8 @@ def load_checkpoint(path: str | os.PathLike) -> dict:
             raise InputError(f"{path}: a TorchScript file holds code; give the weights that it is made of.") from error
         if isinstance(error, pickle.UnpicklingError):  # torch's own text advises to run the file's code
             reason = "holds something else than tensors and plain values."
+        elif isinstance(error, LookupError):  # of an unpickler that met the bytes of something else
+            reason = "damaged, or no weight file."
         raise InputError(f"{path}: not a whole checkpoint ({path.stat().st_size} bytes): {reason}") from error
     if not isinstance(content, dict):
         raise InputError(f"{path}: holds a {type(content).__name__}; a checkpoint is a dictionary of tensors.")

@@ -46,7 +46,8 @@ def main(argv: list[str] | None = None) -> None:
     _show_messages()
     try:
         with _stop_as_ctrl_c():
-            sys.exit(arguments.run(arguments) or 0)
+            status = arguments.run(arguments) or 0
+            sys.stdout.flush()  # here, where a closed pipe or a full disk gets its line
     except (InputError, TrainingError, Interrupted) as error:
         status = {InputError: 2, TrainingError: 1, Interrupted: 130}[type(error)]
         print(f"basicsr: {_without_traceback(error)}", file=sys.stderr)
@@ -54,13 +55,16 @@ def main(argv: list[str] | None = None) -> None:
         status = 130
         print("basicsr: stopped.", file=sys.stderr)
     except BrokenPipeError:  # `basicsr list | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 1
     except OSError as error:
         if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO):  # a fault of ours
             raise
         status = 2
         print(f"basicsr: {error.filename or 'the disk'}: {error.strerror}.", file=sys.stderr)
+    try:
+        sys.stdout.flush()
+    except OSError:  # it has been said; Python would say it again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(status)
 
 

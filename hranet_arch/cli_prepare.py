@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from hranet_arch.errors import InputError
 
@@ -34,6 +35,9 @@ def _sample(arguments: argparse.Namespace) -> None:
 def _testsets(arguments: argparse.Namespace) -> None:
     from hranet_arch import overlaps, testsets
 
+    missing = [path for path in arguments.training or [] if not Path(path).exists()]
+    if missing:
+        raise InputError(f"--training: {', '.join(missing)}: no such file or folder.")
     found = testsets.find_testsets(getattr(arguments, "from"))
     for one in found:
         if one.is_usable:

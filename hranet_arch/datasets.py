@@ -200,7 +200,8 @@ class DegradationDataset(Dataset):
         self.margin = self.degradations.margin if self.is_train else 0
         if self.is_train:
             self.crop_opt = {**opt, "gt_size": opt["gt_size"] + 2 * self.margin}
-            self.store.require_size(self.crop_opt["gt_size"])
+            margin = f" with the margin of {self.margin} that its degradations need" if self.margin else ""
+            self.store.require_size(self.crop_opt["gt_size"], f"the patch{margin}")
         else:
             scale = self.degradations.scale
             self.store.require_size(scale, f"one pixel made {scale} times smaller", "Remove them.")

@@ -59,6 +59,8 @@ def _parse(text: str) -> Any:
         raise ValueError(first_line(error)) from error
     except RecursionError as error:
         raise ValueError("an alias inside what it names, or too many levels") from error
+    except (LookupError, AttributeError) as error:  # yaml's own constructors, of `!!bool maybe` and `!!timestamp soon`
+        raise ValueError("a value does not fit its tag (!!...)") from error
 
 
 def _copy(value: Any) -> Any:
@@ -86,7 +88,7 @@ def read_options(path: str | Path, *, _above: tuple[Path, ...] = ()) -> dict:
         held = "nothing" if options is None else f"a {type(options).__name__}"
         raise InputError(f"{path}: holds {held}; an option file holds keys and values, such as 'name: my_run'.")
     base = options.pop("base", None)
-    if base is not None and not isinstance(base, str):
+    if base is not None and (not isinstance(base, str) or "\0" in base):
         raise InputError(f"{path}: base: {base!r} must be the name of another option file.")
     if base is not None:
         above = (*_above, path)

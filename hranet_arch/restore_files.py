@@ -119,8 +119,8 @@ def plan(
 
 def _names_file(inputs: Sequence[str], output: str | Path) -> bool:
     """Whether ``-o`` names a file, and not a folder; refuses what is neither."""
-    if not output:
-        raise InputError("-o is empty. Give a folder, or, for one picture, a file.")
+    if str(output) in ("", "-"):  # a folder called - is ./-
+        raise InputError(f"-o {str(output)!r}: give a folder, or, for one picture, a file; standard output is neither.")
     output = Path(output)
     if output.is_dir():
         return False
@@ -270,7 +270,9 @@ class _Worker:
         pictures.check_size(header, self.scale)
         picture = pictures.read_picture(item.source)
         pictures.check_writable(picture, item.target, self.scale)
-        estimated = estimate_sigma(picture.pixels) if self.settings.task == "denoise" else None
+        is_estimating = self.settings.task == "denoise" and isinstance(self.settings.sigma, str)
+        estimated = estimate_sigma(picture.pixels) if is_estimating else None
+        noise = _describe_noise(self.settings.sigma, estimated)
         restorer = self._choose(picture, estimated)
         restoration = restorer.restore(
             picture.pixels, sigma=self._tell(restorer, estimated), report=lambda done: report(header, done)
@@ -288,7 +290,7 @@ class _Worker:
                 picture.notes.append("without its map reference, which is for the old pixels")
         # Last: its presence says that all is done.
         pictures.write_picture(replace(picture, pixels=restoration.image, alpha=alpha), item.target)
-        return _describe(item, picture, estimated, restoration, restorer)
+        return _describe(item, picture, noise, restoration, restorer)
 
     def compare(self, item: Item) -> str:
         """The comparison of a result that is there already, and is kept; returns a line about it."""
@@ -380,15 +382,19 @@ def _write_comparison(picture: Picture, restored: Picture, scale: int, path: Pat
     pictures.write_picture(Picture(before_after.compose(*turned)), path)
 
 
-def _describe(
-    item: Item, picture: Picture, estimated: float | None, restoration: Restoration, restorer: Restorer
-) -> str:
+def _describe_noise(sigma: Sigma, estimated: float | None) -> str:
+    if not isinstance(sigma, str):
+        return f"noise of {sigma:g}, as told"
+    return "noise unknown (too small)" if estimated is None else f"noise about {estimated:.1f}"
+
+
+def _describe(item: Item, picture: Picture, noise: str, restoration: Restoration, restorer: Restorer) -> str:
     sizes = [f"{pixels.shape[1]} x {pixels.shape[0]}" for pixels in (picture.pixels, restoration.image)]
     size = " -> ".join(dict.fromkeys(sizes))  # once where it stays
     kind = ("grey" if picture.is_gray else "colour") + (" and alpha" if picture.alpha is not None else "")
     parts = [f"{size} {kind} {picture.pixels.dtype}"]
     if restorer.task == "denoise":
-        parts.append("noise unknown (too small)" if estimated is None else f"noise about {estimated:.1f}")
+        parts.append(noise)
     parts.append(restorer.network.name)
     if restoration.way:
         parts.append(restoration.way)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import math
+import re
 import reprlib
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -36,6 +37,12 @@ def _check_sigma(value: Any) -> Any:
     return value
 
 
+def _check_name(value: str) -> str:
+    if not re.fullmatch(r"[^/\\.\0][^/\\\0]*", value):  # of a folder: no way out of the one it is in
+        raise ValueError("must be the name of a folder: not empty, without / and \\, and no dot at its beginning")
+    return value
+
+
 def _check_num_gpu(value: Any) -> Any:
     if value != "auto" and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
         raise ValueError("must be auto, or a number of GPUs (0 for the CPU)")
@@ -45,7 +52,7 @@ def _check_num_gpu(value: Any) -> Any:
 Number = Annotated[float, BeforeValidator(_refuse_bool), Field(allow_inf_nan=False)]
 Count = Annotated[int, BeforeValidator(_refuse_bool), Field(ge=0)]
 Positive = Annotated[int, BeforeValidator(_refuse_bool), Field(ge=1)]
-Name = Annotated[str, Field(pattern=r"^[^/\\.][^/\\]*$")]  # of a folder: no way out of the one it is in
+Name = Annotated[str, AfterValidator(_check_name)]
 
 
 class Section(BaseModel):

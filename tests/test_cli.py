@@ -654,6 +654,17 @@ def test_a_full_disk_is_no_fault_of_ours(monkeypatch, capsys):
     assert capsys.readouterr().err == "basicsr: the disk: No space left on device.\n"
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+def test_output_that_cannot_be_written_gets_a_line():
+    """What Python holds back until the end would otherwise be missed after the last line that could say so."""
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run(
+            [sys.executable, "-m", "hranet_arch", "list", "arch"], stdout=full, stderr=subprocess.PIPE
+        )
+    assert ended.returncode == 2
+    assert ended.stderr.decode().splitlines()[-1] == "basicsr: the disk: No space left on device."
+
+
 @pytest.mark.parametrize("port", ["80000", "-1", "x"])
 def test_a_port_that_there_is_not_is_refused(port, capsys):
     status = run_cli("demo", f"--port={port}")

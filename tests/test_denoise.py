@@ -137,7 +137,8 @@ def test_arguments_that_cannot_be_used_end_with_2_and_do_nothing(capsys):
         (["in", "-o", "out.png"], "must be a folder"),
         (["in", "-o", "net.pth"], "must be a folder"),
         (["in/a.png", "-o", "clean.gif"], "clean.gif: GIF is not written; .png"),
-        (["in/a.png", "-o", ""], "-o is empty"),
+        (["in/a.png", "-o", ""], "-o '': give a folder"),
+        (["in/a.png", "-o", "-"], "-o '-': give a folder"),
         (["in/a.png", "-o", "out", "--tile", "3"], "tile=3"),
         (["in/a.png", "-o", "out", "--device", "tpu"], "device='tpu' is no device's name. Here 'auto' and 'cpu' can"),
     ):
@@ -332,6 +333,7 @@ def test_the_released_network_that_fits_is_taken(capsys):
     assert [name in line for name, line in zip(("gray_15", "rgb_50", "gray_blind", "gray_blind"), lines)] == [True] * 4
     assert run("in", "-o", "out2", "--sigma", "15", model=None) == 0
     lines = capsys.readouterr().out.splitlines()
+    assert all(", noise of 15, as told, " in line for line in lines)
     assert [f"{color}_15" in line for color, line in zip(("gray", "rgb", "gray", "gray"), lines)] == [True] * 4
     assert run("in/a.png", "-o", "out3", "--sigma", "blind", model=None) == 0
     assert "gray_blind" in capsys.readouterr().out

@@ -405,6 +405,13 @@ def test_training_pictures_are_not_cleared_where_there_was_no_set_to_look_for(tm
     assert "--training: there is no test set to look for in it." in capsys.readouterr().err
 
 
+def test_training_pictures_that_are_not_there_are_named_before_the_search(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("hranet_arch.testsets.find_testsets", None)
+    folders = ("--from", str(tmp_path), "--output", str(tmp_path / "out"))
+    assert run_cli("prepare", "testsets", *folders, "--training", str(tmp_path), "mistyped") == 2
+    assert "--training: mistyped: no such file or folder." in capsys.readouterr().err
+
+
 def test_bad_arguments_are_named(tmp_path, sets):
     with pytest.raises(InputError, match="Empty: has no pictures"):
         overlaps.find_test_pictures([], {"Empty": []})
