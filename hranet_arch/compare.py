@@ -13,6 +13,7 @@ import logging
 from collections.abc import Container, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,6 +46,7 @@ def run_compare(opt: dict, folder: Path, rank: int = 0, world_size: int = 1) -> 
         InputError: if nothing at all can be measured.
     """
     plan = make_plan(opt, folder)
+    _require_like_machines(plan)
     journal = Journal(folder / "journal", rank)
     _share(plan)  # nobody writes before all have read
     made = measure(plan, journal, rank, world_size)
@@ -59,12 +61,28 @@ def run_compare(opt: dict, folder: Path, rank: int = 0, world_size: int = 1) -> 
     return None if rank else result
 
 
+def _require_like_machines(plan: Plan) -> None:
+    """A record has one machine; and process 0 finds the others' scores only under a context like its own."""
+    everyone = _gather((plan.context, {**plan.machine, "device": plan.device.type}))
+    context, first = everyone[0]
+    for other in (machine for own, machine in everyone if own != context):
+        unlike = ", ".join(f"{key} {first[key]!r} and {other[key]!r}" for key in first if first[key] != other.get(key))
+        raise InputError(f"The processes are on unlike machines: {unlike}. Compare in one process, or on like ones.")
+
+
 def _share(plan: Plan) -> None:
     """Waits for all processes; each then knows what failed in the others."""
-    if torch.distributed.is_initialized():
-        everyone: list = [None] * torch.distributed.get_world_size()
-        torch.distributed.all_gather_object(everyone, plan.failures)
-        plan.failures += [one for failures in everyone for one in failures if one not in plan.failures]
+    for failures in _gather(plan.failures):
+        plan.failures += [one for one in failures if one not in plan.failures]
+
+
+def _gather(value: Any) -> list:
+    """Each process's value, in the order of ranks, in all of them."""
+    if not torch.distributed.is_initialized():
+        return [value]
+    everyone: list = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(everyone, value)
+    return everyone
 
 
 # --- scores -----------------------------------------------------------------------------------------------------------

@@ -412,7 +412,7 @@ def wrap_for_the_device() -> None:
                 find_unused_parameters=self.opt.get("find_unused_parameters", False),
             )
         if not self.opt["dist"] and self.opt["num_gpu"] > 1:
-            return DataParallel(net)
+            return DataParallel(net, device_ids=list(range(self.opt["num_gpu"])))  # and not all that there are
         return net
 
     BaseModel.model_to_device = model_to_device

@@ -18,6 +18,7 @@ OVERHEAD = 1.5  # what convolutions take beside the tensors: DnCNN's most, measu
 MEMORY_TEXTS = (
     "can't allocate memory", "not enough memory", "could not create a memory",
     "out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED",
+    "unable to find an engine to execute this computation",  # PyTorch, of a convolution that found no workspace
 )  # fmt: skip
 
 

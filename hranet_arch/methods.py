@@ -293,6 +293,8 @@ class _Autocast(nn.Module):
                 setattr(self, name, getattr(network, name))
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.is_meta:  # counted, not computed
+            return self.network(x)
         with arithmetic.autocast(self.precision, x.device):
             return self.network(x).float()
 

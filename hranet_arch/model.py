@@ -83,6 +83,7 @@ class RestorationModel(SRModel):
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         if self.ema_decay > 0:
             self.net_g_ema.to(memory_format=self.memory_format)
+            self.paired_for = None  # its tensors lie elsewhere now (fixes.average_ema_with_buffers)
         self.graph: StepGraph | None = None
         if train_opt.get("compile"):
             self._compile(train_opt["compile"])

@@ -160,6 +160,9 @@ def _open_session(model: bytes, device: torch.device):
     elif device.type != "cpu":
         raise InputError(f"ONNX Runtime cannot use the device {str(device)!r} here: give cpu or cuda.")
     try:
-        return onnxruntime.InferenceSession(model, options, providers=providers)
+        session = onnxruntime.InferenceSession(model, options, providers=providers)
     except Exception as error:  # no base class, see above
         raise InputError(f"ONNX Runtime cannot run this model: {first_line(error)}") from error
+    if device.type == "cuda" and "CUDAExecutionProvider" not in session.get_providers():  # it goes on without, silently
+        raise InputError("ONNX Runtime found no CUDA or cuDNN that it can use: install them, or give --device cpu.")
+    return session

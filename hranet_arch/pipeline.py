@@ -76,9 +76,9 @@ def _guarded_run(opt: dict, opt_path: str, pipeline, folder: Path) -> Iterator[N
         except BaseException:
             if not RUN.is_started:
                 _put_back_archived()
+            end_distributed(has_failed=True)
             raise
-        finally:
-            end_distributed()
+        end_distributed()
 
 
 def _close_loggers() -> None:
@@ -176,9 +176,13 @@ def start_distributed(launcher: str, on_gpu: bool, port: int | None = None) -> N
     torch.distributed.init_process_group("nccl" if on_gpu else "gloo", timeout=datetime.timedelta(hours=12))
 
 
-def end_distributed() -> None:
-    """Leaves the group of processes, if there is one: at Python's end its threads could abort the process."""
-    if torch.distributed.is_initialized():
+def end_distributed(*, has_failed: bool = False) -> None:
+    """Leaves the group of processes, if there is one: at Python's end its threads could abort the process.
+
+    Not NCCL's after a failure: leaving waits for the others, and they wait for this one; the launcher ends them once it
+    has (pytorch/torchtitan, issue 1342).
+    """
+    if torch.distributed.is_initialized() and not (has_failed and torch.distributed.get_backend() == "nccl"):
         torch.distributed.destroy_process_group()
 
 

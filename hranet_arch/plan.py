@@ -138,11 +138,10 @@ def make_plan(opt: dict, folder: Path) -> Plan:
 
 
 def _find_device(name: str) -> torch.device:
-    """Of several processes each has a GPU of its own."""
-    device = arithmetic.find_device(name)
-    if device.type == "cuda" and device.index is None:
-        return arithmetic.find_device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
-    return device
+    """Of several processes each has a GPU of its own, and touches no other's."""
+    if name in ("auto", "cuda") and "LOCAL_RANK" in os.environ and torch.cuda.is_available():
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
+    return arithmetic.find_device(name)
 
 
 def _find_fault(task: str, level: Any) -> str | None:

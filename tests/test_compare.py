@@ -513,6 +513,24 @@ def test_a_process_of_several_leaves_their_group(options, monkeypatch):
     assert seen == [True] and not torch.distributed.is_initialized()
 
 
+def test_processes_on_unlike_machines_are_refused(options, monkeypatch, capsys):
+    """The scores of the other are under another key than those of this one."""
+    monkeypatch.setattr(compare, "_gather", lambda mine: [mine, ("other", {**mine[1], "threads": 99})])
+    assert run(options) == 2
+    assert "The processes are on unlike machines: threads" in (message := capsys.readouterr().err) and "99" in message
+    assert not Path("results/tiny/record.json").exists()
+
+
+def test_a_process_of_several_touches_its_own_gpu_alone(monkeypatch):
+    seen = []
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(plan.arithmetic, "find_device", lambda name: seen.append(name))
+    for name in ("auto", "cuda", "cuda:0", "cpu"):
+        plan._find_device(name)
+    assert seen == ["cuda:1", "cuda:1", "cuda:0", "cpu"]
+
+
 @pytest.mark.slow
 def test_two_processes_share_the_pictures_and_make_the_same_record(options):
     options["methods"]["Broken"] = {"weights": "nowhere.pth"}

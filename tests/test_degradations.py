@@ -248,9 +248,7 @@ def test_a_sample_is_new_each_time_and_fixed_by_torchs_seed(pictures):
 
 
 def test_a_picture_without_room_for_the_margin_is_refused(pictures):
-    with pytest.raises(
-        InputError, match="smaller than the patch with the margin of 8 that its degradations need, 76x76"
-    ):
+    with pytest.raises(InputError, match="patch with the margin of 8 that its degradations need, 76x76"):
         degraded_set(pictures, X4, phase="train", gt_size=60)
 
 

@@ -194,7 +194,7 @@ def test_weights_are_converted_for_the_backend(onnx_files):
 
 
 @pytest.mark.slow
-def test_what_onnx_cannot_do_is_refused(onnx_files, tmp_path):
+def test_what_onnx_cannot_do_is_refused(onnx_files, tmp_path, monkeypatch):
     with pytest.raises(InputError, match="precision='bf16' is not allowed"):
         Denoiser(onnx_files / "local.onnx", precision="bf16")
     with pytest.raises(InputError, match="for torch give the weights"):
@@ -206,6 +206,10 @@ def test_what_onnx_cannot_do_is_refused(onnx_files, tmp_path):
         networks.load_network(tmp_path / "bad.onnx")
     if not onnx_network.has_cuda():
         with pytest.raises(InputError, match="cannot use a GPU"):
+            networks.load_network(onnx_files / "local.onnx").module.to("cuda")
+        monkeypatch.setattr(onnx_network, "has_cuda", lambda: True)  # as where the wheel can, and the machine cannot
+        with warnings.catch_warnings(), pytest.raises(InputError, match="found no CUDA or cuDNN that it can use"):
+            warnings.simplefilter("ignore")
             networks.load_network(onnx_files / "local.onnx").module.to("cuda")
 
 

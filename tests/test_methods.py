@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from hranet_arch import complexity, fidelity, methods, noise, registration
+from hranet_arch import arithmetic, complexity, fidelity, methods, noise, registration
 from hranet_arch.errors import InputError
 from tests.conftest import REPOSITORY
 
@@ -170,6 +170,14 @@ def test_an_ensemble_is_the_mean_over_the_turned_and_mirrored_pictures(tmp_path,
     turned += [np.rot90(alone(np.rot90(picture.T, turns).copy()), -turns).T for turns in range(4)]
     assert abs(together(picture) - alone(picture)).max() > 1e-4
     np.testing.assert_allclose(together(picture), np.mean(turned, axis=0), atol=1e-6)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_operations_are_counted_without_computing_in_another_precision(precision, tmp_path, monkeypatch):
+    """As in fp32: 9 * 12 pixels * 9 * (4 + 4 * 4 + 4)."""
+    monkeypatch.setattr(arithmetic, "autocast", None)
+    network = methods._cast(build("DnCNN", num_feat=4, num_conv=3, bn=False), precision)
+    assert complexity.count_macs(network, (1, 9, 12)) == 9 * 12 * 9 * (4 + 4 * 4 + 4)
 
 
 def test_an_ensemble_costs_eight_times_its_network(tmp_path):

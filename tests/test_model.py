@@ -416,6 +416,26 @@ def test_channels_last_reaches_network_and_data():
         assert weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
 
 
+def test_basicsrs_average_follows_a_network_in_channels_last():
+    """A model of somebody's own calls ``model_ema`` in its step: (1 - 0.9) * 1 of each new weight is in the average."""
+    model = make_model(channels_last=True, ema_decay=0.9, network_g={"type": "HRANet", "num_feat": 8})
+    before = {name: value.clone() for name, value in model.net_g_ema.named_parameters()}
+    with torch.no_grad():
+        for value in model.net_g.parameters():
+            value += 1
+    model.model_ema(0.9)
+    for name, value in model.net_g_ema.named_parameters():
+        assert torch.allclose(value, before[name] + 0.1, atol=1e-6), name
+
+
+def test_one_process_takes_as_many_gpus_as_it_was_given(monkeypatch):
+    model, seen = make_model(), []
+    monkeypatch.setattr(torch.nn.DataParallel, "__init__", lambda self, net, device_ids: seen.append(device_ids))
+    model.opt["num_gpu"] = 2
+    model.model_to_device(model.net_g)
+    assert seen == [[0, 1]]
+
+
 def test_a_gpu_compiles_the_network_and_a_cpu_says_that_it_does_not(monkeypatch):
     calls, warnings = [], []
     monkeypatch.setattr(get_root_logger(), "warning", warnings.append)

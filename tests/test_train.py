@@ -220,6 +220,26 @@ def test_torchrun_starts_two_processes_on_the_cpu(recipe, run, tmp_path):
     assert "Resuming training from epoch" in logs and "psnr" in logs
 
 
+@pytest.mark.parametrize(("backend", "leaves"), [("gloo", True), ("nccl", False)])
+def test_a_process_that_failed_does_not_wait_for_the_others(recipe, run, monkeypatch, backend, leaves):
+    """NCCL's group is left by all at once, and the others wait for this one's gradients."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    for name, value in {"RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
+        monkeypatch.setenv(name, str(value))
+
+    def fail(*arguments):
+        monkeypatch.setattr(torch.distributed, "get_backend", lambda: backend)
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(DenoisingModel, "optimize_parameters", fail)
+    with pytest.raises(ZeroDivisionError):
+        run("train", recipe, "--launcher", "pytorch")
+    assert torch.distributed.is_initialized() != leaves
+    if not leaves:
+        torch.distributed.destroy_process_group()
+
+
 def step_as_rank(rank, lq, gt, **train):
     """The weight of a one-weight network after a step of this rank, of two, and what its log says."""
     from tests.test_model import make_model
