@@ -196,7 +196,7 @@ def _add_compare_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _list(arguments: argparse.Namespace) -> None:
-    from hranet_arch import registration
+    from hranet_arch import networks, registration
 
     for kind, entries in registration.registries().items():
         if arguments.kind in (None, kind):
@@ -204,6 +204,10 @@ def _list(arguments: argparse.Namespace) -> None:
             for name, entry in sorted(entries.items()):
                 is_stock = entry.__module__.startswith(("basicsr.", "torch."))
                 print(f"  {name}" if is_stock else f"  {name}  ({entry.__module__})")
+    if arguments.kind in (None, "weights"):
+        print("weights:")
+        for name, released in networks.list_released().items():
+            print(f"  {name}: {networks.describe_purpose(released.card)}")
 
 
 def _profile(arguments: argparse.Namespace) -> None:
@@ -361,7 +365,7 @@ def _build_parser() -> argparse.ArgumentParser:
     for verb, (text, run, example) in cli_prepare.VERBS.items():
         cli_prepare.add_arguments(_add(what, verb, text, run, example), verb)
     listing = _add(verbs, "list", "what option files may name", _list, "basicsr list\n  basicsr list arch")
-    kinds = ("arch", "model", "dataset", "degradation", "loss", "metric", "optimizer", "scheduler")
+    kinds = ("arch", "model", "dataset", "degradation", "loss", "metric", "optimizer", "scheduler", "weights")
     listing.add_argument("kind", nargs="?", choices=kinds, help="only this kind")
     text = "what is installed, what is repaired, and whether training steps work"
     _add(verbs, "doctor", text, _doctor, "basicsr doctor")

@@ -143,6 +143,33 @@ def list_released(task: Task | None = None) -> dict[str, Description]:
     return {one.name: one for one in found if task in (None, one.task)}
 
 
+def describe_purpose(card: Mapping) -> str:
+    """What a released network was trained for, by its card."""
+    colors = {"gray": "grey", "rgb": "colour"}[card["color"]]
+    if "scale" in card:
+        level = card["scale"]
+        return f"enlarges {colors} pictures {level} times that MATLAB's bicubic `imresize` made small"
+    if "degradations" in card:
+        return f"for {colors} pictures made bad by {_describe_steps(card['degradations'])}"
+    level = card["quality"] if "quality" in card else card["sigma"]
+    span = f"{level[0]} to {level[1]}" if isinstance(level, list) else level
+    if "quality" in card:
+        return f"for {colors} pictures out of JPEGs of quality {span}"
+    return f"for {colors} pictures with white Gaussian noise of sigma {span} (grey levels)"
+
+
+def _describe_steps(steps: list[dict]) -> str:
+    """``Step(argument=value), then Step(...)``; of branches ``one of (...)``."""
+    texts = []
+    for step in steps:
+        if step["type"] == "OneOf":
+            texts.append("one of (" + "; ".join(map(_describe_steps, step["branches"])) + ")")
+        else:
+            arguments = ", ".join(f"{key}={value}" for key, value in step.items() if key != "type")
+            texts.append(f"{step['type']}({arguments})")
+    return ", then ".join(texts)
+
+
 def require_task(network: LoadedNetwork, task: Task) -> None:
     """Refuses a network whose file says another task, or whose result has the wrong size for it.
 

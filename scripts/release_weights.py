@@ -294,33 +294,6 @@ def require_better(card: dict, path: Path) -> None:
         raise InputError(f"{path}: validates at {better} dB, the new weights at {worse}: they stay as they are.")
 
 
-def format_purpose(card: dict) -> str:
-    """What the network was trained for."""
-    colors = {"gray": "grey", "rgb": "colour"}[card["color"]]
-    if "scale" in card:
-        level = card["scale"]
-        return f"enlarges {colors} pictures {level} times that MATLAB's bicubic `imresize` made small"
-    if "degradations" in card:
-        return f"for {colors} pictures made bad by {format_steps(card['degradations'])}"
-    level = card["quality"] if "quality" in card else card["sigma"]
-    span = f"{level[0]} to {level[1]}" if isinstance(level, list) else level
-    if "quality" in card:
-        return f"for {colors} pictures out of JPEGs of quality {span}"
-    return f"for {colors} pictures with white Gaussian noise of sigma {span} (grey levels)"
-
-
-def format_steps(steps: list[dict]) -> str:
-    """``Step(argument=value), then Step(...)``; of branches ``one of (...)``."""
-    texts = []
-    for step in steps:
-        if step["type"] == "OneOf":
-            texts.append("one of (" + "; ".join(map(format_steps, step["branches"])) + ")")
-        else:
-            arguments = ", ".join(f"{key}={value}" for key, value in step.items() if key != "type")
-            texts.append(f"{step['type']}({arguments})")
-    return ", then ".join(texts)
-
-
 def format_results(card: dict) -> list[str]:
     if not card["results"] and "degradations" not in card:
         return ["Not compared yet."]
@@ -367,7 +340,7 @@ def format_card(card: dict) -> str:
     return "\n".join([
         f"# {card['name']}",
         "",
-        f"`HRANet({arguments})`, {card['parameters']:,} parameters; {format_purpose(card)}. Made by "
+        f"`HRANet({arguments})`, {card['parameters']:,} parameters; {networks.describe_purpose(card)}. Made by "
         "`scripts/release_weights.py`; do not edit.",
         "",
         *format_results(card),

@@ -677,6 +677,13 @@ def test_every_kind_that_is_listed_can_be_asked_for(capsys):
     assert "".join(listed(capsys, kind) for kind in kinds) == listed(capsys)
 
 
+def test_released_weights_are_listed_with_what_they_are_for(capsys):
+    lines = listed(capsys, "weights").splitlines()
+    assert "  hranet_gray_s25: for grey pictures with white Gaussian noise of sigma 25 (grey levels)" in lines
+    assert "  hranet_s_x4: enlarges colour pictures 4 times that MATLAB's bicubic `imresize` made small" in lines
+    assert len(lines) == 1 + len(list((REPOSITORY / "hranet_arch" / "weights").glob("*.safetensors")))
+
+
 def listed(capsys, *words):
     assert run_cli("list", *words) == 0
     return capsys.readouterr().out
