@@ -133,7 +133,7 @@ def make_plan(opt: dict, folder: Path) -> Plan:
     for name, folders in opt["testsets"].items():
         _add_testset(plan, name, folders)
     if not plan.pictures:
-        raise InputError("\n".join(failure.describe() for failure in plan.failures))
+        raise InputError("no test set can be used. Above, each is named with its reason.")
     return plan
 
 

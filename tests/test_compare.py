@@ -653,6 +653,13 @@ def test_a_matplotlib_that_refuses_to_load_is_named_before_anything_is_measured(
     assert "MPLBACKEND" in errors and "'nonsense'" in errors and "Traceback" not in errors and calls.done == []
 
 
+def test_a_comparison_without_any_set_says_each_reason_once(options, capsys):
+    assert run({**options, "testsets": {"Gone": "gone", "Lost": "lost"}}) == 2
+    errors = capsys.readouterr().err
+    assert [errors.count(f"datasets/{name}: no such folder") for name in ("gone", "lost")] == [1, 1]
+    assert errors.rstrip().endswith("no test set can be used. Above, each is named with its reason.")
+
+
 def test_two_comparisons_do_not_write_into_one_folder(options, capsys):
     from hranet_arch.pipeline import lock_folder
 

@@ -78,7 +78,7 @@ def test_files_that_documents_name_exist(text):
 
 
 def readme_commands():
-    blocks = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+    blocks = re.findall(r"```bash\n(.*?)```", README.replace("\\\n", ""), re.DOTALL)
     lines = [line.split("  #")[0].strip() for block in blocks for line in block.splitlines()]
     return [line for line in lines if line.startswith("basicsr ")]
 
