@@ -107,6 +107,22 @@ def test_patches_are_crops_flips_and_rotations_of_the_picture(tmp_path):
     assert corners == {0, 1, 2, 4, 5, 6, 8, 9, 10}
 
 
+@pytest.mark.parametrize(
+    ("options", "turns"),
+    [
+        ({"use_rot": False}, [lambda p: p, lambda p: p[:, ::-1]]),
+        ({"use_hflip": False}, [lambda p: p, lambda p: p[::-1], lambda p: p.T, lambda p: p[::-1].T]),
+    ],
+    ids=["flips", "rotations"],
+)
+def test_flips_and_rotations_can_be_left_out_each(tmp_path, options, turns):
+    picture = np.arange(16, dtype=np.uint8).reshape(4, 4) * 10
+    cv2.imwrite(str(tmp_path / "a.png"), picture)
+    dataset = train_set(tmp_path, gt_size=4, sigma=0, **options)
+    patches = ((dataset[0]["gt"][0].numpy() * 255).round().astype(np.uint8) for _ in range(100))
+    assert {patch.tobytes() for patch in patches} == {turn(picture).tobytes() for turn in turns}
+
+
 @pytest.mark.parametrize("color", ["gray", "rgb"])
 def test_an_lmdb_gives_what_its_folder_gives(pictures, lmdb, color):
     folder, database = noisy_set(pictures, color=color), noisy_set(lmdb, color=color)

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
-from hranet_arch import noise
+from hranet_arch import images, noise
 from hranet_arch.checkpoints import (
     find_resumable,
     load_checkpoint,
@@ -366,6 +366,15 @@ def test_float_psnr_of_a_tenth_is_20_db_inside_the_border():
 def test_float_psnr_refuses_other_shapes_and_borders_that_leave_nothing(shape, border):
     with pytest.raises(ValueError, match=f"crop_border={border}"):
         calculate_psnr_float(np.zeros((8, 9)), np.ones(shape), crop_border=border)
+
+
+@pytest.mark.parametrize(("dtype", "white"), [("uint16", 65535), ("float32", 1)])
+def test_luma_at_every_depth(dtype, white):
+    """Of white 235, of blue 16 + 24.966 (each of 255)."""
+    image = (np.array([[[1, 1, 1], [1, 0, 0]]]) * white).astype(dtype)
+    luma = images.to_luma(image)
+    assert luma.dtype == dtype
+    np.testing.assert_allclose(luma / white, [[235 / 255, 40.966 / 255]], rtol=0, atol=1e-5)
 
 
 def test_psnrb_by_hand():

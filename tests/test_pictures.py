@@ -194,6 +194,8 @@ def test_planar_and_inverted_tiffs_are_read(tmp_path):
     for dtype, white in (("uint8", 255), ("uint16", 65535)):
         tifffile.imwrite(tmp_path / "inverted.tif", values(dtype, 9, 14), photometric="miniswhite")
         assert np.array_equal(pictures.read_picture(tmp_path / "inverted.tif").pixels, white - values(dtype, 9, 14))
+    tifffile.imwrite(tmp_path / "inverted.tif", values("float32", 9, 14), photometric="miniswhite")
+    assert np.array_equal(pictures.read_picture(tmp_path / "inverted.tif").pixels, 1 - values("float32", 9, 14))
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK"])
@@ -404,6 +406,16 @@ def test_colours_multiplied_by_alpha_are_divided_again(tmp_path, dtype, white):
     for picture in (first, second):
         assert picture.pixels[0, 0] * (65535 / white) == pytest.approx(np.full(3, 40000), abs=2)
         assert not picture.pixels[0, 1].any()
+
+
+def test_divided_colours_are_rounded_and_stay_white(tmp_path):
+    """20001 of 30000 is 43692.2 of 65535, 20003 is 43696.6; 30001 is more than white; by nothing nothing is divided."""
+    stored = np.array([[[20001, 20003, 30001, 30000], [700, 0, 800, 0]]], np.uint16)
+    tifffile.imwrite(tmp_path / "a.tif", stored, photometric="rgb", extrasamples=["assocalpha"])
+    assert pictures.read_picture(tmp_path / "a.tif").pixels.tolist() == [[[43692, 43697, 65535], [700, 0, 800]]]
+    arguments = {"photometric": "minisblack", "planarconfig": "contig", "extrasamples": ["assocalpha"]}
+    tifffile.imwrite(tmp_path / "gray.tif", stored[..., [1, 3]], **arguments)
+    assert pictures.read_picture(tmp_path / "gray.tif").pixels.ravel().tolist() == [43697, 0]
 
 
 @pytest.mark.parametrize(("photometric", "channels"), [("separated", 4), ("cielab", 3)])

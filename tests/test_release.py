@@ -334,10 +334,11 @@ def test_every_tensor_counts_in_the_hash():
         {**params, "a": torch.zeros(3, 2)},
         {**params, "a": torch.tensor([[0, 0, 0], [0, 0, 1e-7]])},
         {**params, "b": torch.ones(())},
+        {**params, "a": torch.zeros(2, 3, dtype=torch.int32)},  # the same bytes
         {"a": params["a"], "c": params["b"]},
     ]
     hashes = {checkpoints.hash_params(one) for one in (params, *changed)}
-    assert len(hashes) == 5
+    assert len(hashes) == 6
     turned = {"b": params["b"], "a": params["a"].t().contiguous().t()}  # another order in memory and in the dictionary
     assert checkpoints.hash_params(turned) == checkpoints.hash_params(params)
 

@@ -236,6 +236,36 @@ def test_published_stands_beside_comparable_results_only():
     assert "(31.73)" not in tables.format_markdown(Record.model_validate(data))
 
 
+@pytest.mark.parametrize(
+    ("make", "group", "change"),
+    [
+        ("denoise", ("Net", "Set12", 15), {"channel": "y"}),
+        ("denoise", ("Net", "Set12", 15), {"crop_border": "scale"}),
+        ("sr", ("SRNet", "Set5/x2", 2), {"channel": "rgb"}),
+        ("sr", ("SRNet", "Set5/x2", 2), {"crop_border": "0"}),
+    ],
+)
+def test_published_stands_beside_no_other_protocol(make, group, change):
+    data = {"denoise": make_data, "sr": make_sr_data}[make]()
+    record = Record.model_validate(data)
+    assert scores.find_published(record, record.find(*group))
+    data["protocol"] |= change
+    record = Record.model_validate(data)
+    assert scores.find_published(record, record.find(*group)) is None
+
+
+def test_behind_two_that_are_best_there_is_a_second():
+    assert scores._rank({"a": "30.00", "b": "30.00", "c": "29.00"}) == {"a": 1, "b": 1, "c": 2}
+
+
+def test_ssim_is_ranked_by_its_four_digits():
+    data = make_data({name: {("Set12", 15): PSNR[name][("Set12", 15)]} for name in ("noisy", "Net")})
+    data["results"] = [make_result("noisy", "Set12", 15, 24.61, 0.9), make_result("Net", "Set12", 15, 32.89, 0.9004)]
+    data["failures"] = []
+    found = scores.score_results(Record.model_validate(data))
+    assert [found[name, ("Set12", 15)].ssim_rank for name in ("noisy", "Net")] == [2, 1]
+
+
 def test_a_mean_over_part_of_a_set_has_no_rank_and_nothing_beside():
     data = make_data()
     data["testsets"]["Set12"]["pictures"] = 3

@@ -326,11 +326,19 @@ def test_other_pictures_raise_no_alarm(tmp_path, sets):
     assert overlaps.find_test_pictures([tmp_path], sets) == []
 
 
+def test_a_copy_that_is_made_smaller_to_be_compared_is_described_as_it_was(tmp_path):
+    test = write(tmp_path / "sets/scene.png", make_scene(2))
+    large = write(tmp_path / "large.png", resize(make_scene(2), 5))
+    assert max(cv2.imread(str(large)).shape) > overlaps.LARGEST
+    (found,) = overlaps.find_test_pictures([large], {"Set": [test]})
+    assert found.kind == "all, 5.00 times as large"
+
+
 def test_an_lmdb_and_single_files_are_searched_too(tmp_path, sets):
     write(tmp_path / "pictures/other.png", make_scene(200))
     write(tmp_path / "pictures/leak.png", np.dstack([make_scene(1)] * 3))
     prepare_lmdb(tmp_path / "pictures", tmp_path / "train.lmdb", crop_size=160, step=100)
-    single = write(tmp_path / "deep.png", make_scene(12).astype(np.uint16) * 257)
+    single = write(tmp_path / "deep.png", make_scene(12).astype(np.uint16) * 256)  # the low bytes are black
     found = overlaps.find_test_pictures([tmp_path / "train.lmdb", single], sets)
     assert {one.training for one in found[:-1]} == {f"{tmp_path / 'train.lmdb'}: leak_s00{i}" for i in range(1, 5)}
     assert (found[-1].training, found[-1].test_set, found[-1].kind) == (str(single), "Two", "all")
