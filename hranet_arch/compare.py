@@ -66,8 +66,9 @@ def _require_like_machines(plan: Plan) -> None:
     everyone = _gather((plan.context, {**plan.machine, "device": plan.device.type}))
     context, first = everyone[0]
     for other in (machine for own, machine in everyone if own != context):
-        unlike = ", ".join(f"{key} {first[key]!r} and {other[key]!r}" for key in first if first[key] != other.get(key))
-        raise InputError(f"The processes are on unlike machines: {unlike}. Compare in one process, or on like ones.")
+        unlike = [f"{key} {value!r} and {other.get(key)!r}" for key, value in first.items() if value != other.get(key)]
+        differing = ", ".join(unlike) or "versions of this package's code"
+        raise InputError(f"The processes are on unlike machines: {differing}. Compare in one process, or on like ones.")
 
 
 def _share(plan: Plan) -> None:
