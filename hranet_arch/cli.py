@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         with _stop_as_ctrl_c():
             status = arguments.run(arguments) or 0
-            sys.stdout.flush()  # here, where a closed pipe or a full disk gets its line
+            print(end="", flush=True)  # here, where a closed pipe or a full disk gets its line
     except (InputError, TrainingError, Interrupted) as error:
         status = {InputError: 2, TrainingError: 1, Interrupted: 130}[type(error)]
         print(f"basicsr: {_without_traceback(error)}", file=sys.stderr)
@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> None:
         status = 2
         print(f"basicsr: {error.filename or 'the disk'}: {error.strerror}.", file=sys.stderr)
     try:
-        sys.stdout.flush()
+        print(end="", flush=True)
     except OSError:  # it has been said; Python would say it again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(status)

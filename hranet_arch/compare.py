@@ -65,7 +65,8 @@ def _require_like_machines(plan: Plan) -> None:
     """A record has one machine; and process 0 finds the others' scores only under a context like its own."""
     everyone = _gather((plan.context, {**plan.machine, "device": plan.device.type}))
     context, first = everyone[0]
-    for other in (machine for own, machine in everyone if own != context):
+    other = next((machine for own, machine in everyone if own != context), None)
+    if other is not None:
         unlike = [f"{key} {value!r} and {other.get(key)!r}" for key, value in first.items() if value != other.get(key)]
         differing = ", ".join(unlike) or "versions of this package's code"
         raise InputError(f"The processes are on unlike machines: {differing}. Compare in one process, or on like ones.")

@@ -270,9 +270,9 @@ class _Worker:
         pictures.check_size(header, self.scale)
         picture = pictures.read_picture(item.source)
         pictures.check_writable(picture, item.target, self.scale)
-        is_estimating = self.settings.task == "denoise" and isinstance(self.settings.sigma, str)
-        estimated = estimate_sigma(picture.pixels) if is_estimating else None
-        noise = _describe_noise(self.settings.sigma, estimated)
+        is_denoising, sigma = self.settings.task == "denoise", self.settings.sigma
+        estimated = estimate_sigma(picture.pixels) if is_denoising and isinstance(sigma, str) else None
+        noise = _describe_noise(sigma, estimated) if is_denoising else None
         restorer = self._choose(picture, estimated)
         restoration = restorer.restore(
             picture.pixels, sigma=self._tell(restorer, estimated), report=lambda done: report(header, done)
@@ -388,17 +388,12 @@ def _describe_noise(sigma: Sigma, estimated: float | None) -> str:
     return "noise unknown (too small)" if estimated is None else f"noise about {estimated:.1f}"
 
 
-def _describe(item: Item, picture: Picture, noise: str, restoration: Restoration, restorer: Restorer) -> str:
+def _describe(item: Item, picture: Picture, noise: str | None, restoration: Restoration, restorer: Restorer) -> str:
     sizes = [f"{pixels.shape[1]} x {pixels.shape[0]}" for pixels in (picture.pixels, restoration.image)]
     size = " -> ".join(dict.fromkeys(sizes))  # once where it stays
     kind = ("grey" if picture.is_gray else "colour") + (" and alpha" if picture.alpha is not None else "")
-    parts = [f"{size} {kind} {picture.pixels.dtype}"]
-    if restorer.task == "denoise":
-        parts.append(noise)
-    parts.append(restorer.network.name)
-    if restoration.way:
-        parts.append(restoration.way)
-    return f"{item.source} -> {item.target}: " + ", ".join([*parts, *picture.notes])
+    parts = [f"{size} {kind} {picture.pixels.dtype}", noise, restorer.network.name, restoration.way, *picture.notes]
+    return f"{item.source} -> {item.target}: " + ", ".join(filter(None, parts))
 
 
 @contextlib.contextmanager

@@ -665,6 +665,12 @@ def test_output_that_cannot_be_written_gets_a_line():
     assert ended.stderr.decode().splitlines()[-1] == "basicsr: the disk: No space left on device."
 
 
+def test_a_command_without_an_output_is_none_the_worse(monkeypatch):
+    """Of a process whose output is closed (``>&-``) Python's ``sys.stdout`` is None."""
+    monkeypatch.setattr(sys, "stdout", None)
+    assert run_cli("list", "metric") == 0
+
+
 @pytest.mark.parametrize("port", ["80000", "-1", "x"])
 def test_a_port_that_there_is_not_is_refused(port, capsys):
     status = run_cli("demo", f"--port={port}")
