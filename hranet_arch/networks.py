@@ -338,10 +338,10 @@ def choose_denoiser(
         InputError: if none fits.
     """
     require_any(released, "denoise")
-    fitting = [one for one in released.values() if one.color == color]
+    widest = _sort_by_width(released)
+    fitting = [one for one in widest if one.color == color]
     if not fitting and color == "rgb":
-        fitting = [one for one in released.values() if one.color == "gray"]
-    fitting.sort(key=lambda one: -(one.network_g or {}).get("num_feat", 64))
+        fitting = [one for one in widest if one.color == "gray"]
     flexible = [one for one in fitting if one.is_blind and not (one.takes_sigma and not isinstance(sigma, float | int))]
     fixed = [one for one in fitting if one.sigma is not None and not one.is_blind]
     unsaid = [one for one in fitting if one.sigma is None]
@@ -369,6 +369,8 @@ def choose_denoiser(
 def choose_upscaler(released: Mapping[str, Description], color: Color, scale: int) -> Description:
     """Picks the network that enlarges a picture ``scale`` times: one for its colour, else one for the other.
 
+    Of several, the widest.
+
     Args:
         released: those for super-resolution by name.
         color: of the picture.
@@ -378,7 +380,7 @@ def choose_upscaler(released: Mapping[str, Description], color: Color, scale: in
         InputError: if none is released for the scale.
     """
     require_any(released, "sr")
-    fitting = [one for one in released.values() if one.scale == scale]
+    fitting = [one for one in _sort_by_width(released) if one.scale == scale]
     if not fitting:
         raise InputError(
             f"No released network enlarges {scale} times. Released: {', '.join(released)}. Give another --scale, or "
@@ -390,16 +392,18 @@ def choose_upscaler(released: Mapping[str, Description], color: Color, scale: in
 def choose_deblocker(released: Mapping[str, Description], color: Color) -> Description:
     """Picks the network that takes JPEG's blocks out of a picture: one for its colour, else one for the other.
 
-    Of several, the one that was trained for the widest range of qualities: a picture does not say its own for sure.
+    Of several, the one that was trained for the widest range of qualities, a picture does not say its own for sure; of
+    these the widest.
 
     Raises:
         InputError: if none is released.
     """
     require_any(released, "jpeg")
-    widest = sorted(
-        released.values(), key=lambda one: one.quality[0] - one.quality[1] if isinstance(one.quality, tuple) else 0
+    widest_range = sorted(
+        _sort_by_width(released),
+        key=lambda one: one.quality[0] - one.quality[1] if isinstance(one.quality, tuple) else 0,
     )
-    return _prefer_color(widest, color)
+    return _prefer_color(widest_range, color)
 
 
 def require_any(released: Mapping[str, Description], task: Task) -> None:
@@ -411,6 +415,10 @@ def require_any(released: Mapping[str, Description], task: Task) -> None:
     if not released:
         purpose = WORDS[task].purpose
         raise InputError(f"No network that {purpose} is released yet. Give the weights yourself: --model FILE.")
+
+
+def _sort_by_width(released: Mapping[str, Description]) -> list[Description]:
+    return sorted(released.values(), key=lambda one: -(one.network_g or {}).get("num_feat", 64))
 
 
 def _prefer_color(networks: Sequence[Description], color: Color) -> Description:

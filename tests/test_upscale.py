@@ -179,6 +179,17 @@ def test_the_network_for_the_scale_and_the_colour_is_chosen():
         networks.choose_upscaler({}, "rgb", 2)
 
 
+def test_of_networks_for_the_same_the_widest_is_chosen():
+    released = {
+        f"{color}_{width}": networks.Description(
+            f"{color}_{width}", Path(), {"upscale": 2, "num_feat": width}, color, quality=(10, 40)
+        )
+        for color, width in (("gray", 96), ("rgb", 32), ("rgb", 64), ("rgb", 48))
+    }
+    assert networks.choose_upscaler(released, "rgb", 2).name == "rgb_64"
+    assert networks.choose_deblocker(released, "rgb").name == "rgb_64"
+
+
 def test_the_deblocker_for_the_colour_and_most_qualities_is_chosen():
     def catalogue(*names):
         ranges = {"10": 10, "low": (10, 40), "all": (5, 95)}
