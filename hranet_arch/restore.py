@@ -58,6 +58,9 @@ class Restoration:
 class Restorer:
     """Restores pictures with a trained network; ``Denoiser``, ``Upscaler`` and ``Deblocker`` say for which task.
 
+    An object works on one call at a time: with global attention the network holds a picture's averages meanwhile.
+    Threads that restore side by side need one each.
+
     Args:
         weights: a released network's name, a ``.pth``, ``.safetensors`` or ``.onnx`` file, or a ``LoadedNetwork``.
         device: ``'auto'`` (a GPU if there is one), ``'cpu'``, ``'cuda'``, ``'cuda:1'``.

@@ -112,7 +112,6 @@ def restore(
     if reach.fits(tile, height, width):
         with contextlib.suppress(_TooLarge):
             return job.run([padded] * len(symmetries), is_whole=True, is_divisible=False)
-        job.tile //= 2
     return _restore_globally(job, attentions, padded)
 
 

@@ -38,6 +38,8 @@ def test_a_cpu_is_fast_where_onednn_says_so(precision, answer, monkeypatch):
 def test_a_gpu_has_bf16_from_ampere_on(capability, has_bf16, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     assert arithmetic.is_fast("bf16", GPU) is has_bf16
+    monkeypatch.setattr(torch.version, "hip", "6.0")  # AMD's, whose capability is another count
+    assert arithmetic.is_fast("bf16", GPU)
     assert arithmetic.is_fast("fp16", GPU) and arithmetic.is_fast("fp32", GPU)
 
 
@@ -95,11 +97,16 @@ def test_autocast_holds_inside_of_another(outer):
 def test_full_precision_on_gpus_ends_with_the_block():
     cudnn = torch.backends.cudnn
     place = (cudnn.conv, "fp32_precision") if hasattr(cudnn, "conv") else (cudnn, "allow_tf32")
-    before = getattr(*place)
+    before, described = getattr(*place), arithmetic.describe()
     with arithmetic.full_float32(GPU):
         assert getattr(*place) in ("ieee", False)
-        assert arithmetic.describe()["cudnn_conv"] == "ieee"
+        assert arithmetic.describe()["cudnn_conv"] == arithmetic.describe()["cuda_matmul"] == "ieee"
     assert getattr(*place) == before
+    with pytest.raises(ZeroDivisionError), arithmetic.full_float32(GPU):
+        raise ZeroDivisionError
+    assert arithmetic.describe() == described
+    with arithmetic.full_float32(CPU):
+        assert arithmetic.describe() == described
 
 
 def test_full_precision_on_gpus_lasts_until_the_last_thread_has_left():
@@ -111,6 +118,12 @@ def test_full_precision_on_gpus_lasts_until_the_last_thread_has_left():
     assert arithmetic.describe()["cudnn_conv"] == "ieee"
     second.__exit__(None, None, None)
     assert arithmetic.describe() == before
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_no_device():
+    with pytest.raises(InputError, match="device='cuda' cannot be used: .* Here 'auto' and 'cpu' can be"):
+        arithmetic.find_device("cuda")
 
 
 @pytest.fixture

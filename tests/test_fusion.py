@@ -10,6 +10,7 @@ from torch import nn
 from hranet_arch import Denoiser, HRANet, arithmetic, fusion, methods, networks
 from hranet_arch.baselines import ADNet, DnCNN, FFDNet
 from hranet_arch.fusion import FusedConvReLU
+from hranet_arch.hranet import ConvReLU
 
 needs_operator = pytest.mark.skipif(not fusion.is_available(), reason="this PyTorch has no oneDNN with the operator")
 needs_bf16 = pytest.mark.skipif(not fusion.is_available("bf16"), reason="this processor has no bf16 by oneDNN")
@@ -82,6 +83,8 @@ def test_fused_convolutions_have_the_precision_asked_for(precision, monkeypatch)
 def test_nothing_is_fused_in_a_precision_that_the_processor_lacks(monkeypatch):
     monkeypatch.setattr(arithmetic, "is_fast", lambda precision, device: precision == "fp32")
     assert not fusion.is_available("bf16")
+    monkeypatch.setattr(arithmetic, "is_fast", lambda precision, device: True)
+    assert not fusion.is_available("fp16")  # the operator has none
 
 
 @needs_bf16
@@ -120,6 +123,33 @@ def test_convolutions_that_pad_otherwise_stay(padding):
     fused = fusion.fuse(network)
     assert not any(isinstance(module, FusedConvReLU) for module in fused.modules())
     assert torch.allclose(run(fused, x), run(network, x), atol=1e-6)  # in channels-last memory, which rounds otherwise
+
+
+class Doubled(nn.Conv2d):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+@needs_operator
+@pytest.mark.parametrize(
+    "layers",
+    [
+        (ConvReLU(1, 2, 3, padding=1, padding_mode="reflect"),), (Doubled(1, 2, 3), nn.ReLU()),
+        (nn.Conv2d(1, 2, 3), nn.LeakyReLU()), (nn.Conv2d(1, 2, 3), nn.PReLU()),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_is_more_than_a_convolution_and_a_relu_stays(layers):
+    network, x = nn.Sequential(*layers).eval(), torch.randn(1, 1, 9, 12)
+    fused = fusion.fuse(network)
+    assert not any(isinstance(module, FusedConvReLU) for module in fused.modules())
+    assert torch.allclose(run(fused, x), run(network, x), atol=1e-6)
+
+
+def test_without_the_operator_nothing_is_fused(monkeypatch):
+    monkeypatch.setattr(torch.ops, "mkldnn", object())
+    assert not fusion.is_available()
+    assert not any(isinstance(module, FusedConvReLU) for module in fusion.fuse(make("DnCNN")).modules())
 
 
 @needs_operator

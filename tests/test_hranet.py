@@ -639,6 +639,8 @@ def test_tiles_of_an_enlarging_network_equal_the_whole_picture():
         ("num_in_ch", 0),
         ("num_in_ch", -1),
         ("num_out_ch", 3),
+        ("num_out_ch", 1.0),
+        ("num_out_ch", True),
         ("num_feat", 0),
         ("num_feat", 3),
         ("num_block", 2),

@@ -44,6 +44,12 @@ def test_a_picture_smaller_than_the_kernel(scale):
     assert torch.allclose(resize_bicubic(torch.full((1, 1, 2), 0.3), scale), torch.tensor(0.3))
 
 
+@pytest.mark.parametrize("is_8bit", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_type_stays(is_8bit, dtype):
+    assert resize_bicubic(torch.rand(1, 8, 8, dtype=dtype), 1 / 2, is_8bit=is_8bit).dtype is dtype
+
+
 def test_whole_numbers_are_rounded_after_each_direction():
     """By a half, columns first: 1/256 * (-3, -9, 29, 111, 111, 29, -9, -3) at the middle of 0 ... 0 255 0 ... 0."""
     picture = torch.zeros(1, 16, 16)

@@ -5,11 +5,14 @@ import json
 import subprocess
 import sys
 from contextlib import nullcontext
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
+from torch.nn import functional as F
 
 from hranet_arch import HRANet, arithmetic, memory, networks, restore, tiling
 from hranet_arch.baselines import ADNet, DnCNN, FFDNet
@@ -163,14 +166,53 @@ def test_a_picture_no_larger_than_a_tile_with_its_halo_is_run_whole():
     assert sizes == [(side, side)]
 
 
+def test_a_long_picture_with_no_more_pixels_than_that_is_run_whole_too():
+    net = Limited(10**6, MemoryError())
+    tiling.restore(net, torch.zeros(1, 1, 10, 140), tile=32)
+    assert net.sizes == [1400]  # of (32 + 2 * 3) ** 2 = 1444
+
+
+def test_pictures_of_a_batch_keep_their_own_averages_in_tiles():
+    net = make(num_feat=8, attention_pool="global")
+    x = torch.from_numpy(picture(2, 1, 100, 140)) * torch.tensor([1, 0.2]).view(2, 1, 1, 1)
+    with torch.no_grad():
+        assert (tiling.restore(net, x, tile=32) - net(x)).abs().max() < 1e-5
+
+
 def test_tiles_lie_on_the_grid_of_network_and_windows():
     assert tiling.Reach.of(HRANet(num_feat=4, attention_pool=3), window=8).multiple == 24
+    assert tiling.Reach.of(HRANet(num_feat=4, attention_pool=8), window=8).multiple == 8
+    means = partial(F.avg_pool2d, kernel_size=4, ceil_mode=True)
+    x = torch.rand(1, 1, 42, 61)
+    flat = [
+        tiling.restore(nn.Identity(), x, run=lambda part: enlarge(means(part)), tile=tile, halo=3, window=4)
+        for tile in (None, 18)
+    ]
+    assert torch.allclose(*flat)
+
+
+def enlarge(cells):
+    return cells.repeat_interleave(4, -2).repeat_interleave(4, -1)
+
+
+@pytest.mark.parametrize(("window", "multiple"), [(8, 8), (0, 1), (-8, 1), (None, 1), ([8, 8], 1)])
+def test_windows_are_those_that_the_arguments_name(window, multiple):
+    assert tiling.find_window({"window_size": window}) == multiple
+
+
+def test_a_network_that_names_no_halo_has_one_of_32():
+    torch.manual_seed(0)
+    net, x = nn.Conv2d(1, 1, 9, padding=4), torch.rand(1, 1, 100, 120)
+    assert tiling.Reach.of(net).halo == 32
+    with torch.no_grad():
+        assert torch.allclose(tiling.restore(net, x, tile=16), net(x), atol=1e-6)
 
 
 def test_the_halo_beside_given_averages_is_worked_out_from_the_layers():
     # 1 (CR) + 3 blocks of two LWBs (1 + 2 each) + 6 (CD)
     assert HRANet(num_feat=4, attention_pool="global").local_halo == 25
     assert HRANet(num_feat=4).local_halo == HRANet(num_feat=4).halo == 120
+    assert tiling.Reach.of(HRANet(num_feat=4, attention_pool="global", num_block=5)).halo == 37
 
 
 @pytest.mark.parametrize("attention_pool", [3, "global"])
@@ -187,6 +229,10 @@ def test_the_ensemble_is_the_mean_over_the_turned_pictures(attention_pool, tile)
         expected = expected + (result[:, ::-1] if flip else result) / 8
     actual = Denoiser(load(net), ensemble=True, tile=tile)(x)
     assert np.abs(actual - expected).max() < 1e-5
+    done = []
+    with torch.no_grad():
+        tiling.restore(net, torch.from_numpy(x)[None, None], tile=tile, symmetries=SYMMETRIES[:2], report=done.append)
+    assert done[-1] == 1 and done == sorted(done)
     assert np.abs(actual - evaluate(net, x)).max() > 1e-3
 
 
@@ -237,11 +283,40 @@ def test_global_attention_too_goes_on_in_smaller_tiles():
     assert np.abs(result[0, 0].numpy() - evaluate(net, x)).max() < 1e-5
 
 
+def test_a_long_picture_is_divided_where_memory_runs_out():
+    x = torch.rand(1, 1, 8, 900)
+    assert torch.equal(tiling.restore(Limited(1600, MemoryError()), x, tile=None), 2 * x)
+
+
+def test_halving_begins_at_the_picture_and_ends_at_the_smallest_tile():
+    net, x = Limited(40 * 40, MemoryError()), torch.rand(1, 1, 60, 60)
+    assert torch.equal(tiling.restore(net, x, tile=4096), 2 * x)
+    assert [size for size in net.sizes if size > net.room] == [60 * 60]  # then tiles of 30
+    net, x = Limited(22 * 22, MemoryError()), torch.rand(1, 1, 100, 100)  # 100, 50, 25, and then 16 instead of 12
+    assert torch.equal(tiling.restore(net, x, tile=None), 2 * x)
+    assert max(size for size in net.sizes if size <= net.room) == (tiling.SMALLEST_TILE + 2 * net.halo) ** 2
+
+
 def test_memory_that_is_never_enough_is_an_error():
     with pytest.raises(MemoryError):
         tiling.restore(Limited(9, MemoryError()), torch.rand(1, 1, 100, 100), tile=None)
+    for side in (1, 40):
+        net, x = HRANet(num_feat=4, attention_pool="global"), torch.rand(1, 1, side, side)
+        with pytest.raises(MemoryError):
+            tiling.restore(net, x, tile=None, run=Limited(0, MemoryError()))
+
+
+def test_another_error_is_not_tried_again_in_tiles():
+    net = Limited(9, ZeroDivisionError())
     with pytest.raises(ZeroDivisionError):
-        tiling.restore(Limited(9, ZeroDivisionError()), torch.rand(1, 1, 100, 100), tile=None)
+        tiling.restore(net, torch.rand(1, 1, 100, 100), tile=None)
+    assert len(net.sizes) == 1
+
+
+def test_an_attention_that_is_not_run_is_told_of():
+    net = HRANet(num_feat=4, attention_pool="global").eval()
+    with pytest.raises(RuntimeError, match="EnhancedChannelAttention is not part"):
+        tiling.restore(net, torch.rand(1, 1, 70, 90), tile=16, run=lambda part: part)
 
 
 # --- memory -----------------------------------------------------------------------------------------------------------
