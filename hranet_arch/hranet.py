@@ -287,12 +287,8 @@ class HRANet(nn.Module):
     ) -> None:
         super().__init__()
         _require(_is_whole(num_in_ch, 1), "num_in_ch", num_in_ch, "a whole number, at least 1")
-        _require(
-            _is_whole(num_out_ch, 1) and num_out_ch == num_in_ch,
-            "num_out_ch",
-            num_out_ch,
-            f"equal to num_in_ch ({num_in_ch})",
-        )
+        is_same = _is_whole(num_out_ch, 1) and num_out_ch == num_in_ch
+        _require(is_same, "num_out_ch", num_out_ch, f"equal to num_in_ch ({num_in_ch})")
         _require(_is_whole(num_block, 3), "num_block", num_block, "a whole number, at least 3")
         _require(_is_whole(squeeze_factor, 1), "squeeze_factor", squeeze_factor, "a whole number, at least 1")
         rule = f"a whole number, at least squeeze_factor ({squeeze_factor})"

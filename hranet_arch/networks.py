@@ -369,7 +369,7 @@ def choose_denoiser(
 def choose_upscaler(released: Mapping[str, Description], color: Color, scale: int) -> Description:
     """Picks the network that enlarges a picture ``scale`` times: one for its colour, else one for the other.
 
-    Of several, the widest.
+    Of several, the widest network.
 
     Args:
         released: those for super-resolution by name.
@@ -392,8 +392,8 @@ def choose_upscaler(released: Mapping[str, Description], color: Color, scale: in
 def choose_deblocker(released: Mapping[str, Description], color: Color) -> Description:
     """Picks the network that takes JPEG's blocks out of a picture: one for its colour, else one for the other.
 
-    Of several, the one that was trained for the widest range of qualities, a picture does not say its own for sure; of
-    these the widest.
+    Of several, the one that was trained for the widest range of qualities, since a picture does not say its own for
+    sure; of those that are alike in this, the widest network.
 
     Raises:
         InputError: if none is released.
