@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from hranet_arch import HRANet, arithmetic, checkpoints, networks, option_files
 from hranet_arch.errors import InputError
-from hranet_arch.record import Record
+from hranet_arch.record import Record, read_record
 from tests.conftest import REPOSITORY, load_network
 from tests.test_record import RECORD
 
@@ -504,3 +504,24 @@ def test_the_pages_are_made_of_the_committed_records():
     ]
     row = next(line for line in pages[REPOSITORY / "README.md"].splitlines() if line.startswith("| ADNet |"))
     assert row.split("|")[4].split("/")[1].strip() == f"{psnr:.2f}"
+
+
+def test_differences_are_of_measured_and_of_published_values():
+    record = read_record(REPOSITORY / "docs/records/compare_gray.json")
+
+    def read_cells(hranet, adnet):
+        """What follows each row's name, at Set12's first level, by these results at it."""
+        values = {"HRANet": hranet, "ADNet": adnet}
+        results = [one.model_copy(update={"psnr": values.get(one.method, one.psnr)}) for one in record.results
+                   if (one.testset, one.level) == ("Set12", 15)]  # fmt: skip
+        lines = make_results.format_margins(record.model_copy(update={"results": results})).strip().splitlines()
+        assert lines[0] == "| PSNR above another's, dB | Set12 σ 15 |"
+        return dict(line.strip("| ").split(" | ") for line in lines[2:])
+
+    cells = read_cells(32.9949, 33.0021)
+    assert cells["HRANet above ADNet"] == "-0.01"
+    assert cells["HRANet above BRDNet (published)"] == "-0.04"  # 33.03
+    assert cells["HRANet above RIDNet (published)"] == "—"  # nothing of Set12
+    assert read_cells(32.9951, 33.0049)["HRANet above ADNet"] == "-0.01"  # printed as 33.00 both
+    assert read_cells(32.9949, 32.9951)["HRANet above ADNet"] == "+0.00"
+    assert make_results.format_margins(record.model_copy(update={"name": "another"})) == ""
