@@ -297,6 +297,29 @@ def test_each_changed_copy_is_found_and_described(tmp_path, sets):
     assert all(one.similarity > overlaps.SIMILARITY for one in found) and found[0].similarity == 1
 
 
+def add_noise(picture, sigma):
+    noise = np.random.default_rng(5).normal(0, sigma, picture.shape)
+    return np.uint8(np.clip(picture + noise, 0, 255))
+
+
+PARTS = {  # what a training picture holds of a test picture, and what is said of it
+    "45 pixels squared": (lambda p: p[80:125, 180:225], ["4%"]),
+    "fewer than 2000 pixels": (lambda p: p[80:124, 180:224], []),
+    "most of it": (lambda p: p[:, :208], ["80%"]),
+    # The fewer features agree, the more alike the rest must be: the correlation is 0.76, 0.93 and 0.83.
+    "all of it in strong noise": (lambda p: add_noise(p, 40), ["all"]),
+    "a part in little noise": (lambda p: add_noise(p[80:148, 180:248], 16), ["9%"]),
+    "a part in strong noise": (lambda p: add_noise(p[80:160, 180:260], 30), []),
+}
+
+
+@pytest.mark.parametrize("change, kinds", PARTS.values(), ids=PARTS)
+def test_parts_are_found_that_show_enough(tmp_path, sets, change, kinds):
+    path = write(tmp_path / "part.png", np.ascontiguousarray(change(make_scene(2))))
+    found = overlaps.find_test_pictures([path], sets)
+    assert [one.kind for one in found] == kinds
+
+
 def test_a_larger_picture_that_holds_a_test_picture_is_found(tmp_path, sets):
     large = make_scene(50, (400, 500))
     large[120:320, 200:460] = make_scene(11)
