@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 from pathlib import Path
 
 import cv2
@@ -496,6 +497,7 @@ def test_the_pages_are_made_of_the_committed_records():
     assert {path.name for path in pages} == {"results.md", "README.md"}
     for path, text in pages.items():
         assert path.read_text("utf-8") == text
+        assert not re.search(r" above .+?(\| — )+\|$", text, re.MULTILINE)  # of a name that nothing has
     gray = json.loads((REPOSITORY / "docs/records/compare_gray.json").read_text())
     (psnr,) = [
         one["psnr"]

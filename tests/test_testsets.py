@@ -303,7 +303,7 @@ def add_noise(picture, sigma):
 
 
 PARTS = {  # what a training picture holds of a test picture, and what is said of it
-    "45 pixels squared": (lambda p: p[80:125, 180:225], ["4%"]),
+    "45 x 45 pixels": (lambda p: p[80:125, 180:225], ["4%"]),
     "fewer than 2000 pixels": (lambda p: p[80:124, 180:224], []),
     "most of it": (lambda p: p[:, :208], ["80%"]),
     # The fewer features agree, the more alike the rest must be: the correlation is 0.76, 0.93 and 0.83.
