@@ -187,18 +187,18 @@ def format_results(record: Record) -> str:
     for method, described in record.methods.items():
         cells = [_format_markdown_cell(scores.get((method, group))) for group in groups]
         rows.append([escape_markdown(method), escape_markdown(described.training or ""), *cells])
-    blocks = [f"# {escape_markdown(record.name)}", escape_markdown(summarize(record)), _join_rows(rows, texts=2)]
+    blocks = [f"# {escape_markdown(record.name)}", escape_markdown(summarize(record)), join_rows(rows, texts=2)]
     blocks.append("  \n".join(map(escape_markdown, explain_marks(record))))
     rows = [["Published, not measured here", *heads]]
     for method, values in list_published(record).items():
         training = find_training(record, method) or ""
         rows.append([escape_markdown(text) for text in (method, training, *(format_published(values.get(group))
                                                                            for group in groups))])  # fmt: skip
-    blocks += [_join_rows(rows, texts=2)] if len(rows) > 1 else []
+    blocks += [join_rows(rows, texts=2)] if len(rows) > 1 else []
     for table in list_cost_tables(record):
         rows = [[table.title, *table.columns]]
         rows += [[method, *(text for text, _ in cells)] for method, cells in table.rows.items()]
-        blocks.append(_join_rows([[escape_markdown(text) for text in row] for row in rows]))
+        blocks.append(join_rows([[escape_markdown(text) for text in row] for row in rows]))
         blocks.append(COST_NOTE)
     return "\n\n".join(block for block in blocks if block) + "\n"
 
@@ -228,7 +228,7 @@ def _format_markdown_cell(score: Score | None) -> str:
     return f"{text} / {bold[2]}{format_psnr(score.result.psnrb)}{bold[2]}"
 
 
-def _join_rows(rows: list[list[str]], texts: int = 1) -> str:
+def join_rows(rows: list[list[str]], texts: int = 1) -> str:
     """A table, whose first columns are ``texts`` and whose others are numbers."""
     rule = [*["---"] * texts, *["---:"] * (len(rows[0]) - texts)]
     return "\n".join(f"| {' | '.join(row)} |" for row in [rows[0], rule, *rows[1:]])

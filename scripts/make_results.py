@@ -14,9 +14,9 @@ from pathlib import Path
 
 from hranet_arch.files import write_text
 from hranet_arch.networks import Description
-from hranet_arch.record import Record, read_record
-from hranet_arch.scores import list_groups, list_published, name_group
-from hranet_arch.tables import escape_markdown, format_results
+from hranet_arch.record import Record, Result, read_record
+from hranet_arch.scores import MISSING, Published, list_groups, list_published, name_group
+from hranet_arch.tables import escape_markdown, format_results, join_rows
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 WEIGHTS, RECORDS = REPOSITORY / "hranet_arch" / "weights", REPOSITORY / "docs" / "records"
@@ -120,18 +120,19 @@ def format_margins(record: Record) -> str:
         return ""
     groups = list_groups(record)
     published = list_published(record.model_copy(update={"published": [other for _, other in pairs]}))
-    heads = [escape_markdown(name_group(record, group)) for group in groups]
-    rows = [f"| PSNR above another's, dB | {' | '.join(heads)} |", "| --- |" + " ---: |" * len(groups)]
+    rows = [["PSNR above another's, dB", *(escape_markdown(name_group(record, group)) for group in groups)]]
     for name, other in pairs:
-        cells = []
-        for group in groups:
-            mine = record.find(name, *group)
-            theirs = record.find(other, *group) or published.get(other, {}).get(group)
-            # -0.00 plus nothing is +0.00
-            cells.append(f"{round(mine.psnr - theirs.psnr, 2) + 0:+.2f}" if mine and theirs else "—")
+        mine = [record.find(name, *group) for group in groups]
+        theirs = [record.find(other, *group) or published.get(other, {}).get(group) for group in groups]
         where = "" if other in record.methods else " (published)"
-        rows.append(f"| {name} above {other}{where} | {' | '.join(cells)} |")
-    return "\n".join(rows) + "\n\n"
+        rows.append([f"{name} above {other}{where}", *map(_subtract, mine, theirs)])
+    return f"{join_rows(rows)}\n\n"
+
+
+def _subtract(mine: Result | None, theirs: Result | Published | None) -> str:
+    if mine is None or theirs is None:
+        return MISSING
+    return f"{round(mine.psnr - theirs.psnr, 2) + 0:+.2f}"  # -0.00 plus nothing is +0.00
 
 
 def main() -> int:
