@@ -1,4 +1,4 @@
-"""The device that networks run on, and its arithmetic: fp32, or 16 bits where it has them; on a GPU, TF32 or not."""
+"""The device that networks run on, and its arithmetic: fp32, 16 or 8 bits where it has them; on a GPU, TF32 or not."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import nn
 
+from hranet_arch import eight_bits
 from hranet_arch.errors import InputError, first_line
 
 logger = logging.getLogger(__name__)
@@ -44,13 +45,15 @@ def find_device(device: str | torch.device) -> torch.device:
 
 
 def is_fast(precision: str, device: torch.device) -> bool:
-    """Whether a device has arithmetic for this precision, ``'fp32'``, ``'bf16'`` or ``'fp16'``.
+    """Whether a device has arithmetic for this precision, ``'fp32'``, ``'bf16'``, ``'fp16'`` or ``'int8'``.
 
     NVIDIA's GPUs have fp16, and bf16 from Ampere on; before, PyTorch emulates it.
 
     On a CPU convolutions of 16 bits are oneDNN's where it knows instructions for them, and else plain loops of
-    PyTorch's, many times as slow as fp32 (``docs/performance.md``).
+    PyTorch's, many times as slow as fp32 (``docs/performance.md``). Those of 8 bits are for CPUs alone.
     """
+    if precision == "int8":
+        return device.type == "cpu" and eight_bits.count_weight_levels() > 0
     if precision == "bf16" and device.type == "cuda":
         return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (8, 0)
     if precision == "fp32" or device.type != "cpu":
@@ -60,15 +63,27 @@ def is_fast(precision: str, device: torch.device) -> bool:
 
 
 def choose(precision: str, device: torch.device, warn: Callable[[str], None]) -> str:
-    """The precision that was asked for; ``'fp32'``, with a warning, where it is slower and less exact than that."""
+    """The precision that was asked for; another, with a warning, where it is slower and less exact than that."""
     if is_fast(precision, device):
         return precision
+    if precision == "int8":
+        instead = without_8_bits(precision, device)
+        warn(f"precision int8: only on x86 processors, by PyTorch's oneDNN; {instead} is used.")
+        return instead
     warn(f"precision {precision}: this processor has no instructions for it and would be far slower; fp32 is used.")
     return "fp32"
 
 
+def without_8_bits(precision: str, device: torch.device) -> str:
+    """The precision of what is not in 8 bits: with ``'int8'`` bf16, or fp32 where that is faster; else the same."""
+    if precision == "int8":
+        return "bf16" if is_fast("bf16", device) else "fp32"
+    return precision
+
+
 def autocast(precision: str, device: torch.device) -> torch.autocast:
     """A context in which networks compute in this precision, whatever the one around it says."""
+    precision = without_8_bits(precision, device)
     is_reduced = precision != "fp32"
     return torch.autocast(device.type, DTYPES[precision] if is_reduced else None, enabled=is_reduced)
 

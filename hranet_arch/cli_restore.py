@@ -59,7 +59,8 @@ def add_arguments(parser: argparse.ArgumentParser, verb: str) -> None:
     parser.add_argument("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda, cuda:1")
     text = "what runs the network (default: onnxruntime for an .onnx file, else torch)"
     parser.add_argument("--backend", choices=["torch", "onnxruntime"], help=text)
-    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="of the convolutions")
+    text = "of the convolutions: exact, in 16 bits, or, on a CPU, HRANet's large ones in 8 and the rest in 16"
+    parser.add_argument("--precision", choices=["fp32", "bf16", "int8"], default="fp32", help=text)
     text = "side of tiles in pixels of the input (default: by the free memory)"
     parser.add_argument("--tile", type=int, metavar="N", help=text)
     parser.add_argument(

@@ -45,7 +45,7 @@ def _examine_tensorboard() -> list[str]:
 
 
 def _print_devices() -> None:
-    fast = [name for name in arithmetic.DTYPES if arithmetic.is_fast(name, torch.device("cpu"))]
+    fast = [name for name in (*arithmetic.DTYPES, "int8") if arithmetic.is_fast(name, torch.device("cpu"))]
     print(f"devices: CPU with {torch.get_num_threads()} threads, precision {', '.join(fast)}")
     for i in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(i)

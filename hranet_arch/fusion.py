@@ -7,8 +7,8 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from hranet_arch import arithmetic
-from hranet_arch.hranet import ConvReLU
+from hranet_arch import arithmetic, eight_bits
+from hranet_arch.hranet import ConvReLU, LightweightBlock
 
 
 def is_available(precision: str = "fp32") -> bool:
@@ -31,9 +31,13 @@ def fuse(network: nn.Module, precision: str = "fp32") -> nn.Module:
     Args:
         network: in evaluation mode, on the CPU, BatchNorms folded. Fused are ``ConvReLU`` and, inside an
             ``nn.Sequential``, an ``nn.Conv2d`` that an ``nn.ReLU`` follows, where they pad by zeros.
-        precision: of the fused convolutions, ``'fp32'`` or ``'bf16'``; the rest is left to autocast.
+        precision: of the fused convolutions, ``'fp32'`` or ``'bf16'``; the rest is left to autocast. ``'int8'``: of the
+            large convolutions of HRANet's lightweight blocks; the others as ``arithmetic.without_8_bits`` says.
     """
     network = copy.deepcopy(network).to(memory_format=torch.channels_last)
+    if precision == "int8":
+        _quantize_blocks(network)
+    precision = arithmetic.without_8_bits(precision, torch.device("cpu"))
     if not is_available(precision):
         return network
     dtype = arithmetic.DTYPES[precision]
@@ -54,6 +58,13 @@ def _fuse_sequence(sequence: nn.Sequential, dtype: torch.dtype) -> None:
             sequence[i], sequence[following] = FusedConvReLU(conv, dtype), nn.Identity()
 
 
+def _quantize_blocks(network: nn.Module) -> None:
+    for module in list(network.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, LightweightBlock):
+                setattr(module, name, EightBitBlock(child))
+
+
 def _has_plain_padding(conv: nn.Conv2d) -> bool:
     return conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
 
@@ -70,3 +81,25 @@ class FusedConvReLU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = x.to(self.weight.dtype)
         return torch.ops.mkldnn._convolution_pointwise(x, self.weight, self.bias, *self.geometry, "relu", [], "")
+
+
+class EightBitBlock(nn.Module):
+    """A lightweight block whose convolutions of 5x5 and 3x3, 34 of 37 multiplications, are in 8 bits.
+
+    In these it costs nothing that can be measured; in others it does (``docs/performance.md``). The steps are those of
+    what is computed at once: a picture, a tile or a batch.
+    """
+
+    def __init__(self, block: LightweightBlock) -> None:
+        super().__init__()
+        self.norm, self.separable1, self.separable2 = block.norm, block.separable1, block.separable2
+        levels = eight_bits.count_weight_levels()
+        self.conv5x5 = eight_bits.QuantizedConvReLU(block.conv5x5, levels)
+        self.conv3x3 = eight_bits.QuantizedConvReLU(block.conv3x3, levels)
+        self.conv1x1 = block.conv1x1
+
+    def forward(self, z: Tensor) -> Tensor:
+        u = self.norm(z)
+        s = self.separable1(u) + self.separable2(u)
+        levels, step = eight_bits.quantize(s)
+        return self.conv1x1(self.conv5x5(levels, step, s.dtype) + self.conv3x3(levels, step, s.dtype))

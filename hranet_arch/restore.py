@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -38,6 +38,8 @@ FREE_PART = 0.5  # of the free memory; the rest is for whoever else is on the ma
 LARGEST_TILE = 4096  # larger ones save less than 6 % of the work
 
 Image = np.ndarray | Tensor
+Precision = Literal["fp32", "bf16", "int8"]
+PRECISIONS = get_args(Precision)
 
 
 @dataclass(frozen=True)
@@ -64,8 +66,9 @@ class Restorer:
     Args:
         weights: a released network's name, a ``.pth``, ``.safetensors`` or ``.onnx`` file, or a ``LoadedNetwork``.
         device: ``'auto'`` (a GPU if there is one), ``'cpu'``, ``'cuda'``, ``'cuda:1'``.
-        precision: ``'fp32'``, or ``'bf16'`` for convolutions in 16 bits: faster on hardware made for it, less exact.
-            On a CPU that is not, fp32 is used, with a warning; ``self.precision`` says which.
+        precision: ``'fp32'``, or ``'bf16'`` for convolutions in 16 bits: faster on hardware made for it, less exact;
+            or, on a CPU, ``'int8'`` for HRANet's large convolutions in 8 bits, and the rest in 16 where it has those.
+            On hardware that is not made for it the next best is used, with a warning; ``self.precision`` says which.
         tile: side in pixels of the tiles that large pictures are cut into; None: as large as the free memory allows.
             The result is the same.
         ensemble: the mean over the picture's eight symmetries: a little better, eight times the work.
@@ -84,7 +87,7 @@ class Restorer:
         weights: str | Path | LoadedNetwork,
         *,
         device: str | torch.device = "auto",
-        precision: Literal["fp32", "bf16"] = "fp32",
+        precision: Precision = "fp32",
         tile: int | None = None,
         ensemble: bool = False,
         network_g: Mapping[str, object] | None = None,
@@ -296,8 +299,8 @@ def check_arguments(
     device: str | torch.device, precision: str, tile: int | None, backend: Backend | None
 ) -> torch.device:
     """The device; or an InputError for what no restorer can use, before any network is loaded."""
-    if precision not in ("fp32", "bf16"):
-        raise InputError(f"precision={precision!r} is not allowed: it must be 'fp32' or 'bf16'.")
+    if precision not in PRECISIONS:
+        raise InputError(f"precision={precision!r} is not allowed: it must be 'fp32', 'bf16' or 'int8'.")
     is_whole = isinstance(tile, numbers.Integral) and not isinstance(tile, bool)  # NumPy's too
     if tile is not None and not (is_whole and tile >= tiling.SMALLEST_TILE):
         raise InputError(

@@ -22,7 +22,7 @@ from hranet_arch.files import require_writable
 from hranet_arch.images import walk
 from hranet_arch.noise_estimate import estimate_sigma
 from hranet_arch.pictures import FORMATS, Header, Picture
-from hranet_arch.restore import RESTORERS, Restoration, Restorer, check_arguments, enlarge_bicubic
+from hranet_arch.restore import RESTORERS, Precision, Restoration, Restorer, check_arguments, enlarge_bicubic
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ class Settings:
     sigma: Sigma = "auto"
     scale: int | None = None
     device: str = "auto"
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Precision = "fp32"
     tile: int | None = None
     ensemble: bool = False
     backend: networks.Backend | None = None

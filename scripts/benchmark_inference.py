@@ -6,7 +6,8 @@
 is. *ours* has every option; *only X* has one of them on, *without X* one off. The options: ``fold`` (BatchNorm into the
 convolutions), ``channels_last``, ``bf16`` (autocast; not on a CPU without such instructions); on a CPU, as ``basicsr
 denoise`` has them, ``keep_memory`` (``allocator.keep_freed_memory``) and ``fuse`` (``fusion.fuse``, channels-last
-itself: *without channels_last* lacks both); on a GPU ``compile`` (CUDA graphs). *merged branches* is ours with one 1x1
+itself: *without channels_last* lacks both); on a GPU ``compile`` (CUDA graphs). *ours in fp32* and, on a CPU, *ours in
+int8* have the other precisions of ``basicsr denoise``. *merged branches* is ours with one 1x1
 and one depthwise convolution in place of the two branches' of each lightweight block, *dense branches*, on a GPU, with
 one dense convolution in place of all four, as in training there: equal, and measured here alone. *as one product* is no
 network: as many multiplications as *ours* has, in its arithmetic, as one product of two large matrices, which is about
@@ -99,7 +100,8 @@ class Inference:
         torch.backends.cudnn.benchmark = True
         if options["keep_memory"]:
             keep_freed_memory()
-        self.device, self.options = torch.device(settings["device"]), options
+        self.device = torch.device(settings["device"])
+        self.precision = next((name for name in ("int8", "bf16") if options[name]), "fp32")
         if options["dense"]:
             LightweightBlock.forward = run_dense  # in this process
         torch.manual_seed(0)
@@ -116,14 +118,14 @@ class Inference:
         if options["product"]:
             self.network = MatrixProduct(network, torch.bfloat16 if options["bf16"] else torch.float32)
         elif options["fuse"]:
-            self.network = fusion.fuse(self.network, "bf16" if options["bf16"] else "fp32")
+            self.network = fusion.fuse(self.network, self.precision)
         if options["compile"]:
             self.network.compile(mode="reduce-overhead", dynamic=False)  # for each size anew
 
     @torch.inference_mode()
     def denoise(self, noisy: Tensor) -> Tensor:
         noisy = noisy.to(self.device, memory_format=self.format)
-        with arithmetic.autocast("bf16" if self.options["bf16"] else "fp32", self.device):
+        with arithmetic.autocast(self.precision, self.device):
             return self.network(noisy).float()
 
     def prepare(self, size: tuple[int, int]) -> None:
@@ -157,12 +159,14 @@ def list_contestants(device: str) -> dict[str, dict]:
     has_bf16 = arithmetic.is_fast("bf16", torch.device(device))
     keys = ["fold", "channels_last"] + ["bf16"] * has_bf16
     keys += ["compile"] if device == "cuda" else ["fuse", "keep_memory"]
-    every = ["fold", "channels_last", "bf16", "fuse", "keep_memory", "compile", "dense", "merge", "product"]
+    every = ["fold", "channels_last", "bf16", "int8", "fuse", "keep_memory", "compile", "dense", "merge", "product"]
     nothing = dict.fromkeys(every, False)
     everything = {**nothing, **dict.fromkeys(keys, True)}
     contestants = {"stock": nothing, "ours": everything}
     if has_bf16:
         contestants["ours in fp32"] = {**everything, "bf16": False}
+    if arithmetic.is_fast("int8", torch.device(device)):
+        contestants["ours in int8"] = {**everything, "int8": True}
     for key in keys:
         contestants[f"only {key}"] = {**nothing, key: True}
         if key != "bf16":

@@ -57,6 +57,21 @@ def test_fp32_stands_in_with_a_warning(precision, without_16_bits):
     assert len(warnings) == 1
 
 
+@pytest.mark.parametrize(
+    ("device", "has_bf16", "instead"), [(CPU, True, "bf16"), (CPU, False, "fp32"), (GPU, True, "bf16")]
+)
+def test_16_bits_or_fp32_stand_in_for_8(device, has_bf16, instead, monkeypatch):
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: has_bf16, raising=False)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr("hranet_arch.eight_bits.count_weight_levels", lambda: 0 if device == CPU else 127)
+    warnings = []
+    assert arithmetic.choose("int8", device, warnings.append) == instead
+    assert len(warnings) == 1 and "precision int8" in warnings[0] and f"{instead} is used" in warnings[0]
+    monkeypatch.setattr("hranet_arch.eight_bits.count_weight_levels", lambda: 63)
+    assert arithmetic.choose("int8", CPU, warnings.append) == "int8" and len(warnings) == 1
+    assert arithmetic.without_8_bits("int8", CPU) == ("bf16" if has_bf16 else "fp32")
+
+
 def test_a_denoiser_falls_back_to_exactly_fp32(without_16_bits, caplog):
     x = torch.rand(1, 20, 24)
     with caplog.at_level(logging.WARNING, "hranet_arch"):

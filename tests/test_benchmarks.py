@@ -247,6 +247,7 @@ def test_bf16_is_measured_where_the_processor_has_it(has_bf16, monkeypatch):
     assert ("only precision" in training) is ("without precision" in training) is has_bf16
     inference = benchmark_inference.list_contestants("cpu")
     assert inference["ours"]["bf16"] is ("only bf16" in inference) is ("ours in fp32" in inference) is has_bf16
+    assert ("ours in int8" in inference) is has_bf16
 
 
 @pytest.mark.parametrize("kind", ["FAST", "PLAIN"])

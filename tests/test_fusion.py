@@ -1,5 +1,8 @@
-"""Convolutions with their ReLUs in one pass: what is computed stays."""
+"""Convolutions with their ReLUs in one pass: what is computed stays; in 8 bits, nearly."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -7,12 +10,14 @@ import pytest
 import torch
 from torch import nn
 
-from hranet_arch import Denoiser, HRANet, arithmetic, fusion, methods, networks
+from hranet_arch import Denoiser, HRANet, arithmetic, eight_bits, fusion, methods, networks
 from hranet_arch.baselines import ADNet, DnCNN, FFDNet
-from hranet_arch.fusion import FusedConvReLU
-from hranet_arch.hranet import ConvReLU
+from hranet_arch.eight_bits import QuantizedConvReLU, quantize
+from hranet_arch.fusion import EightBitBlock, FusedConvReLU
+from hranet_arch.hranet import ConvReLU, LightweightBlock
 
 needs_operator = pytest.mark.skipif(not fusion.is_available(), reason="this PyTorch has no oneDNN with the operator")
+needs_int8 = pytest.mark.skipif(eight_bits.count_weight_levels() == 0, reason="no convolutions of 8 bits here")
 needs_bf16 = pytest.mark.skipif(not fusion.is_available("bf16"), reason="this processor has no bf16 by oneDNN")
 
 NETWORKS = {  # and how many ReLUs follow a convolution in each: HRANet's CR, 2 x 2 x 3 branches and CD; all of DnCNN's
@@ -84,7 +89,8 @@ def test_nothing_is_fused_in_a_precision_that_the_processor_lacks(monkeypatch):
     monkeypatch.setattr(arithmetic, "is_fast", lambda precision, device: precision == "fp32")
     assert not fusion.is_available("bf16")
     monkeypatch.setattr(arithmetic, "is_fast", lambda precision, device: True)
-    assert not fusion.is_available("fp16")  # the operator has none
+    fused = fusion.fuse(make("HRANet"), "fp16")  # the operator has none
+    assert not any(isinstance(module, FusedConvReLU) for module in fused.modules())
 
 
 @needs_bf16
@@ -175,3 +181,130 @@ def test_a_comparison_restores_with_the_fused_network_and_measures_the_other():
     assert not any(isinstance(module, FusedConvReLU) for module in method.network.modules())
     expected = run(method.network, torch.from_numpy(picture)[None, None])[0, 0].numpy()
     assert np.abs(method(picture) - expected).max() < 1e-5
+
+
+# --- 8 bits -----------------------------------------------------------------------------------------------------------
+
+
+def test_levels_are_counted_in_steps_of_the_largest_value():
+    x = torch.tensor([-1.27, 0, 0.004, 0.006, 0.634, 0.636]).view(1, 2, 1, 3)
+    levels, step = quantize(x.contiguous(memory_format=torch.channels_last))
+    assert step == pytest.approx(0.01) and levels.dtype is torch.uint8
+    assert levels.flatten().tolist() == [1, 128, 128, 129, 191, 192]
+    assert levels.is_contiguous(memory_format=torch.channels_last)
+    levels, step = quantize(torch.zeros(1, 1, 2, 2))
+    assert step > 0 and levels.eq(128).all()
+
+
+def convolve_levels(conv, levels, step, weight_levels):
+    """By the definition, of whole numbers: exact in double precision."""
+    steps = conv.weight.abs().amax((1, 2, 3), keepdim=True) / weight_levels
+    whole = (conv.weight / steps).round().double()
+    sums = nn.functional.conv2d(
+        levels.double() - 128, whole, None, conv.stride, conv.padding, conv.dilation, conv.groups
+    )
+    sums = sums * steps.view(-1, 1, 1) * step
+    return (sums if conv.bias is None else sums + conv.bias[:, None, None]).clamp(min=0).float()
+
+
+GEOMETRIES = [{"kernel_size": 5, "padding": 2}, {"kernel_size": 3, "stride": 2}, {"kernel_size": 3, "bias": False},
+              {"kernel_size": 3, "groups": 2, "padding": 1}, {"kernel_size": 1}]  # fmt: skip
+
+
+@needs_int8
+@pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
+@pytest.mark.parametrize("size", [(6, 9), (5, 5)])
+@torch.no_grad()
+def test_a_convolution_of_8_bits_adds_up_its_levels(geometry, size):
+    torch.manual_seed(0)
+    conv, x = nn.Conv2d(32, 16, **geometry), torch.randn(2, 32, *size)
+    conv.weight[3] = 0
+    weight_levels = eight_bits.count_weight_levels()
+    given = quantize(x)
+    expected = convolve_levels(conv, *given, weight_levels).nan_to_num()
+    for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 2**-8)):
+        result = QuantizedConvReLU(conv, weight_levels)(*given, dtype)
+        assert result.dtype is dtype
+        rest = [i for i in range(16) if i != 3]
+        torch.testing.assert_close(result.float()[:, rest], expected[:, rest], rtol=tolerance, atol=1e-5)
+        bias = 0 if conv.bias is None else conv.bias[3].clamp(min=0)
+        assert (result[:, 3] - bias).abs().max() < 1e-3
+
+
+@needs_int8
+def test_processors_that_add_in_16_bits_take_weights_of_7():
+    """As oneDNN treats one with AVX2 alone; of weights of 127 levels the sums would be too small there."""
+    code = """
+import torch
+from torch import nn
+from hranet_arch.eight_bits import LEVELS, QuantizedConvReLU, count_weight_levels, quantize
+from tests.test_fusion import convolve_levels
+torch.manual_seed(0)
+conv, x = nn.Conv2d(16, 16, 3).requires_grad_(False), torch.rand(1, 16, 9, 9) + 9
+conv.weight.abs_()
+errors = []
+for levels in (count_weight_levels(), LEVELS):
+    given = quantize(x)
+    exact = convolve_levels(conv, *given, levels)
+    errors.append(float((QuantizedConvReLU(conv, levels)(*given, torch.float32) / exact - 1).abs().max()))
+print(count_weight_levels(), errors[0] < 1e-5, errors[1] > 0.1)
+"""
+    environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"}
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert result.stdout.split() == ["63", "True", "True"]
+
+
+@needs_int8
+@pytest.mark.parametrize("name", ["HRANet", "HRANet x2"])
+def test_the_large_convolutions_of_lightweight_blocks_are_of_8_bits_in_a_copy(name):
+    network, x = make(name), torch.rand(1, 1, 24, 31)
+    fused = fusion.fuse(network, "int8")
+    kinds = [type(module) for module in fused.modules()]
+    assert (kinds.count(EightBitBlock), kinds.count(QuantizedConvReLU), kinds.count(LightweightBlock)) == (6, 12, 0)
+    assert kinds.count(FusedConvReLU) == (NETWORKS[name][1] - 12) * fusion.is_available("fp32")
+    assert not any(isinstance(module, EightBitBlock) for module in network.modules())
+    exact = run(network, x)
+    assert 0 < (run(fused, x, "int8") - exact).abs().max() < 0.03 * (exact - exact.mean()).abs().max()
+
+
+@needs_int8
+def test_in_8_bits_hranet_is_as_close_to_fp32_as_in_16():
+    generator = torch.Generator().manual_seed(0)
+    smooth = torch.linspace(0, 1, 96).expand(96, 96) * torch.linspace(0.2, 1, 96)[:, None]
+    noisy = (smooth + 25 / 255 * torch.randn(96, 96, generator=generator))[None]
+    exact, rough, rougher = (
+        Denoiser("hranet_s_gray_s25", device="cpu", precision=precision)(noisy)
+        for precision in ("fp32", "bf16", "int8")
+    )
+    error = (rougher - exact).square().mean().sqrt()
+    assert 0 < error < 0.1 * (exact - smooth).square().mean().sqrt()  # of what the network leaves
+    assert error < 1.5 * max((rough - exact).square().mean().sqrt(), 2e-4)
+
+
+@needs_int8
+@pytest.mark.parametrize("has_bf16", [pytest.param(True, marks=needs_bf16), False])
+def test_between_convolutions_of_8_bits_is_what_the_processor_has(has_bf16, monkeypatch):
+    monkeypatch.setattr(arithmetic, "is_fast", lambda precision, device: has_bf16 or precision != "bf16")
+    seen, forward = [], QuantizedConvReLU.forward
+    monkeypatch.setattr(
+        QuantizedConvReLU, "forward", lambda self, *given: seen.append(given[2]) or forward(self, *given)
+    )
+    Denoiser("hranet_s_gray_s25", device="cpu", precision="int8")(torch.rand(1, 20, 20))
+    assert seen == [torch.bfloat16 if has_bf16 else torch.float32] * 12
+
+
+@pytest.mark.parametrize("lack", ["operators", "x86", "onednn", "signature"])
+def test_without_right_operators_there_are_no_8_bits(lack, monkeypatch):
+    if lack == "operators":
+        monkeypatch.setattr(torch.ops, "onednn", object())
+    elif lack == "x86":
+        monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    elif lack == "onednn":
+        monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    else:
+
+        def prepack(*arguments):
+            raise RuntimeError("onednn::qconv_prepack() is missing value for argument 'x_zp'.")
+
+        monkeypatch.setattr(torch.ops.onednn, "qconv_prepack", prepack, raising=False)
+    assert eight_bits.count_weight_levels.__wrapped__() == 0

@@ -723,5 +723,5 @@ def test_denoiser_brings_neither_basicsr_nor_torchvision():
 def test_product_of_settings_runs_together(any_precision):
     x = (picture(30, 30, 3) * 255).astype(np.uint8)
     net = load(make(num_feat=8))
-    for precision, tile, ensemble in itertools.product(("fp32", "bf16"), (None, 16), (False, True)):
+    for precision, tile, ensemble in itertools.product(restore.PRECISIONS, (None, 16), (False, True)):
         assert Denoiser(net, precision=precision, tile=tile, ensemble=ensemble)(x).shape == x.shape
