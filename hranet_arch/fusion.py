@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from hranet_arch import arithmetic, eight_bits
 from hranet_arch.hranet import ConvReLU, LightweightBlock
 
+COLORS = 3  # of a picture at most
+
 
 def is_available(precision: str = "fp32") -> bool:
     """Whether this build of PyTorch has the operator, and this processor computes in ``precision`` by it.
@@ -70,17 +72,24 @@ def _has_plain_padding(conv: nn.Conv2d) -> bool:
 
 
 class FusedConvReLU(nn.Module):
-    """A convolution and the ReLU behind it, by one operator; its weights are constants."""
+    """A convolution and the ReLU behind it, by one operator; its weights are constants.
+
+    The result is of ``dtype``, and so is what is multiplied, but where the picture comes in: its rounding is a large
+    part of what 16 bits cost (``docs/performance.md``), and there is little to multiply.
+    """
 
     def __init__(self, conv: nn.Conv2d, dtype: torch.dtype) -> None:
         super().__init__()
-        self.weight = conv.weight.detach().to(dtype, memory_format=torch.channels_last)
-        self.bias = None if conv.bias is None else conv.bias.detach().to(dtype)
+        self.dtype = dtype
+        own = torch.float32 if conv.in_channels <= COLORS else dtype
+        self.weight = conv.weight.detach().to(own, memory_format=torch.channels_last)
+        self.bias = None if conv.bias is None else conv.bias.detach().to(own)
         self.geometry = conv.padding, conv.stride, conv.dilation, conv.groups
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.to(self.weight.dtype)
-        return torch.ops.mkldnn._convolution_pointwise(x, self.weight, self.bias, *self.geometry, "relu", [], "")
+        y = torch.ops.mkldnn._convolution_pointwise(x, self.weight, self.bias, *self.geometry, "relu", [], "")
+        return y.to(self.dtype)
 
 
 class EightBitBlock(nn.Module):

@@ -81,8 +81,16 @@ def test_a_fused_network_is_channels_last():
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_fused_convolutions_have_the_precision_asked_for(precision, monkeypatch):
     monkeypatch.setattr(arithmetic, "is_fast", lambda precision, device: True)
-    fused = fusion.fuse(nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU()).eval(), precision)
-    assert fused[0].weight.dtype is arithmetic.DTYPES[precision]
+    fused = fusion.fuse(nn.Sequential(nn.Conv2d(4, 2, 3), nn.ReLU()).eval(), precision)
+    assert fused[0].weight.dtype is fused[0].bias.dtype is arithmetic.DTYPES[precision]
+
+
+@needs_bf16
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_picture_is_not_rounded_to_16_bits(channels):
+    conv, x = nn.Conv2d(channels, 8, 3, padding=1), torch.rand(1, channels, 9, 12)
+    fused = fusion.fuse(nn.Sequential(conv, nn.ReLU()).eval(), "bf16")
+    assert torch.equal(run(fused, x, "bf16"), run(fusion.fuse(nn.Sequential(conv, nn.ReLU())), x).bfloat16().float())
 
 
 def test_nothing_is_fused_in_a_precision_that_the_processor_lacks(monkeypatch):
