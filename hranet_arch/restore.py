@@ -70,7 +70,7 @@ class Restorer:
             or, on a CPU, ``'int8'`` for HRANet's large convolutions in 8 bits, and the rest in 16 where it has those.
             On hardware that is not made for it the next best is used, with a warning; ``self.precision`` says which.
         tile: side in pixels of the tiles that large pictures are cut into; None: as large as the free memory allows.
-            The result is the same.
+            The result is the same; in 8 bits, which each tile has its own steps for, nearly.
         ensemble: the mean over the picture's eight symmetries: a little better, eight times the work.
         network_g: see ``load_network``.
         backend: see ``load_network``.
