@@ -233,14 +233,13 @@ def test_missing_extra_is_said(folder):
 # --- TorchScript, safetensors -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit")  # which torch means to give up
 @pytest.mark.parametrize("name", NETWORKS)
 def test_torchscript_is_the_network_that_was_trained(folder, name):
     made = export.export(networks.load_network(folder / f"{name}.pth"), "torchscript", folder / f"{name}.pt")
     assert len(made.differences) == 5 and max(made.differences.values()) < 1e-5
     files = {"network_g": "", "sigma": "", "card": "", "color": "", "task": ""}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # torch.jit.load, of torch 2.13
-        module = torch.jit.load(folder / f"{name}.pt", _extra_files=files)
+    module = torch.jit.load(folder / f"{name}.pt", _extra_files=files)
     x = noisy(3, 3 if name == "told" else 1, 26, 41)
     sigma = [torch.tensor([40.0])] if name == "told" else []
     with torch.inference_mode():
@@ -317,6 +316,7 @@ def enlarging(tmp_path_factory):
     return network, path
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit")  # which torch means to give up
 @pytest.mark.parametrize("kind", ["torchscript", "safetensors", pytest.param("onnx", marks=pytest.mark.slow)])
 def test_an_enlarging_network_is_the_one_that_was_trained(enlarging, tmp_path, kind):
     network, path = enlarging
@@ -326,9 +326,7 @@ def test_an_enlarging_network_is_the_one_that_was_trained(enlarging, tmp_path, k
     made = export.export(networks.load_network(path), kind, tmp_path / f"x2{export.SUFFIXES[kind]}")
     assert max(made.differences.values()) < 1e-5
     if kind == "torchscript":
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # torch.jit.load, of torch 2.13
-            run = torch.jit.load(made.path)
+        run = torch.jit.load(made.path)
     else:
         loaded = networks.load_network(made.path)
         assert (loaded.scale, loaded.description.task, loaded.description.scale) == (2, "sr", 2)
