@@ -28,8 +28,8 @@ setup(
     # start where both are installed.
     install_requires=[
         "basicsr==1.4.2",
-        "torch>=2.4",
-        "torchvision>=0.19",
+        "torch>=2.7",
+        "torchvision>=0.22",
         "numpy",
         "opencv-python",
         "pillow",

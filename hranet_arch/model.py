@@ -12,7 +12,7 @@ import sys
 import sysconfig
 from collections import OrderedDict
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -324,7 +324,8 @@ class RestorationModel(SRModel):
         """Runs the network (its average, where there is one) on ``self.lq``; padded as it asks, in tiles if large."""
         net = getattr(self, "net_g_ema", self.net_g)
         net.eval()
-        with torch.inference_mode(), _without_compiling():
+        # Nothing is compiled: pictures have many sizes, and each would be compiled anew where there is no average.
+        with torch.inference_mode(), torch.compiler.set_stance("force_eager"):
             self.output = self._restore(self.get_bare_model(net), self.lq)
         if self.is_train and net is self.net_g:
             net.train()
@@ -427,12 +428,6 @@ class DenoisingModel(RestorationModel):
             # The mean over all values instead of the source's 1/(2N) sum: the same minimiser.
             train_opt["pixel_opt"] = {"type": "MSELoss", "loss_weight": 1.0, "reduction": "mean"}
         super().init_training_settings()
-
-
-def _without_compiling() -> AbstractContextManager:
-    """For validation, whose pictures have many sizes: each would be compiled anew, where there is no average."""
-    set_stance = getattr(torch.compiler, "set_stance", None)  # of torch 2.6
-    return set_stance("force_eager") if set_stance else nullcontext()
 
 
 def find_compile_fault(device: torch.device) -> str | None:
