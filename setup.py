@@ -35,7 +35,7 @@ setup(
         "pillow",
         "tifffile",
         "lmdb",
-        "pyyaml",
+        "pyyaml!=6.0.4",  # whose `<<: [*a, *b]` takes b's values where both have one
         "pydantic>=2",
         "safetensors",
         "tqdm",

@@ -796,6 +796,12 @@ def test_what_a_merge_brings_is_not_there_twice():
     assert options["c"] == {"p": 3, "q": 2, "r": 4}
 
 
+def test_of_several_mappings_that_are_merged_the_first_counts():
+    """As YAML has it; PyYAML 6.0.4 does not."""
+    options = read_options(write("x: &x {sigma: 15}\ny: &y {sigma: 25, color: rgb}\nz: {<<: [*x, *y]}\n"))
+    assert options["z"] == {"sigma": 15, "color": "rgb"}
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
