@@ -4,7 +4,7 @@
 
 Makes pairs of the sample's pictures with one camera's noise (photons, reading, gamma, JPEG: ``CAMERA``), in folders of
 their own; fine-tunes by ``options/paired/finetune_hranet.yml``; cleans the validation scenes with the network for white
-Gaussian noise, the one for photographs and the fine-tuned one; prints and records their PSNR. And cleans a part of a
+Gaussian noise, the two for photographs and the fine-tuned one; prints and records their PSNR. And cleans a part of a
 picture whose noise is real, the Hubble deep field, which scikit-image ships, with the two released ones.
 """
 
@@ -33,7 +33,8 @@ SHOWN, TOP, LEFT, SIDE = "coffee", 60, 20, 160  # the part of a validation pictu
 HUBBLE = np.s_[300:500, 400:600]
 METHODS = {
     "white noise of 25": "hranet_s_gray_s25",
-    "photographs": "hranet_s_color_real",
+    "photographs": "hranet_color_real",
+    "photographs, small": "hranet_s_color_real",
     "fine-tuned": "experiments/finetune_hranet/models/net_g_best.pth",
 }
 
