@@ -49,6 +49,8 @@ def run_compare(opt: dict, folder: Path, rank: int = 0, world_size: int = 1) -> 
     _require_like_machines(plan)
     journal = Journal(folder / "journal", rank)
     _share(plan)  # nobody writes before all have read
+    if rank == 0 and _start_key(plan) not in journal.values:
+        journal.write(_start_key(plan), _now())
     made = measure(plan, journal, rank, world_size)
     _share(plan)
     if rank == 0:
@@ -287,8 +289,6 @@ def collect(
 ) -> record.Record:
     """Makes the record of what the journal holds for this plan."""
     opt = plan.opt
-    key = make_key("started", plan.context)
-    started = journal.values.get(key) or journal.write(key, _now())
     results = list(_collect_results(plan, journal, made))
     described = {}
     for name, entry in plan.methods.items():
@@ -298,7 +298,7 @@ def collect(
     return record.Record(
         format="hranet-arch comparison 1",
         name=opt["name"],
-        started=started,
+        started=journal.values[_start_key(plan)],
         commit=plan.commit,
         machine=record.Machine(**plan.machine),
         protocol=_describe_protocol(plan),
@@ -308,6 +308,10 @@ def collect(
         failures=plan.failures,
         **({"published": opt["published"]} if opt.get("published") else {}),
     )
+
+
+def _start_key(plan: Plan) -> str:
+    return make_key("started", plan.context)
 
 
 def _now() -> str:

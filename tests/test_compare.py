@@ -342,6 +342,15 @@ def test_a_stopped_comparison_measures_only_what_is_missing(options, calls):
     assert len(calls.done) == total and Path("results/tiny/record.json").read_bytes() == before
 
 
+def test_a_stopped_comparison_began_when_it_was_first_run(options, calls, monkeypatch):
+    calls.stop_at = 3
+    for begun, status in (("2026-01-01T00:00:00Z", 130), ("2026-01-02T00:00:00Z", 0)):
+        monkeypatch.setattr(compare, "_now", lambda begun=begun: begun)
+        assert run(options) == status
+        calls.stop_at = None
+    assert json.loads(Path("results/tiny/record.json").read_text())["started"] == "2026-01-01T00:00:00Z"
+
+
 def test_what_changes_is_measured_again(options, calls):
     assert run(options) == 0
     calls.done.clear()
