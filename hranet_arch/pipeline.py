@@ -17,6 +17,7 @@ import shutil
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -183,6 +184,9 @@ def end_distributed(*, has_failed: bool = False) -> None:
     has (pytorch/torchtitan, issue 1342).
     """
     if torch.distributed.is_initialized() and not (has_failed and torch.distributed.get_backend() == "nccl"):
+        # A moment in which Python is free: Gloo's threads need it to let go of their last tensors, and torch 2.7 waits
+        # for these threads without letting them have it, for ever.
+        time.sleep(0.1)
         torch.distributed.destroy_process_group()
 
 
