@@ -185,7 +185,7 @@ def end_distributed(*, has_failed: bool = False) -> None:
     """
     if torch.distributed.is_initialized() and not (has_failed and torch.distributed.get_backend() == "nccl"):
         # A moment in which Python is free: Gloo's threads need it to let go of their last tensors, and torch 2.7 waits
-        # for these threads without letting them have it, for ever.
+        # for these threads without letting them have it, for ever. 2.13 does not: goes when that is the oldest allowed.
         time.sleep(0.1)
         torch.distributed.destroy_process_group()
 

@@ -5,7 +5,7 @@
 Makes pairs of the sample's pictures with one camera's noise (photons, reading, gamma, JPEG: ``CAMERA``), in folders of
 their own; fine-tunes by ``options/paired/finetune_hranet.yml``; cleans the validation scenes with the network for white
 Gaussian noise, the two for photographs and the fine-tuned one; prints and records their PSNR. And cleans a part of a
-picture whose noise is real, the Hubble deep field, which scikit-image ships, with the two released ones.
+picture whose noise is real, the Hubble deep field, which scikit-image ships, with the first two.
 """
 
 from __future__ import annotations
