@@ -61,7 +61,7 @@ class Restorer:
     """Restores pictures with a trained network; ``Denoiser``, ``Upscaler`` and ``Deblocker`` say for which task.
 
     An object works on one call at a time: with global attention the network holds a picture's averages meanwhile.
-    Threads that restore side by side need one each.
+    Threads that restore side by side need one each; it can be copied, and pickled for another process.
 
     Args:
         weights: a released network's name, a ``.pth``, ``.safetensors`` or ``.onnx`` file, or a ``LoadedNetwork``.
@@ -128,6 +128,15 @@ class Restorer:
         if restoration.way:
             logger.info("%s: the picture went %s.", self.network.name, restoration.way)
         return restoration.image
+
+    def __getstate__(self) -> dict:
+        """For copies, and for other processes: without the network as it runs here, whose 8 bits cannot be copied."""
+        return {name: value for name, value in self.__dict__.items() if name != "module"}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        self.precision = arithmetic.choose(self.precision, self.device, logger.warning)
+        self.module = self._prepare()
 
     def restore(
         self,

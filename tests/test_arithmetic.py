@@ -141,6 +141,13 @@ def test_a_gpu_that_is_not_there_is_no_device():
         arithmetic.find_device("cuda")
 
 
+def test_a_gpu_by_its_number_is_that_one(monkeypatch):
+    ones, tried = torch.ones, []
+    monkeypatch.setattr(torch, "ones", lambda *shape, device: tried.append(device) or ones(*shape))
+    assert arithmetic.find_device("cuda:1") == torch.device("cuda", 1)
+    assert tried == [torch.device("cuda", 1)]
+
+
 @pytest.fixture
 def with_a_gpu_too_old(monkeypatch):
     """Memory it has; of kernels this torch has none for it."""

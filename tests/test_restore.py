@@ -1,7 +1,9 @@
 """From weights and a noisy picture to a clean one: any layout; tiles as the whole picture; networks by name, file."""
 
+import copy
 import itertools
 import json
+import pickle
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -57,6 +59,22 @@ def evaluate(net, x, *args):
     """The network on an ``(h, w)`` array, whole."""
     with torch.no_grad():
         return net(torch.from_numpy(x)[None, None], *args)[0, 0].numpy()
+
+
+@pytest.mark.parametrize("precision", restore.PRECISIONS)
+@pytest.mark.parametrize("make_other", [copy.deepcopy, lambda denoiser: pickle.loads(pickle.dumps(denoiser))])
+def test_a_copy_and_another_process_give_the_same(precision, make_other, any_precision):
+    """What oneDNN has packed for 8 bits cannot be copied."""
+    denoiser, x = Denoiser(load(make(num_feat=8)), device="cpu", precision=precision, tile=16), picture(40, 40)
+    other = make_other(denoiser)
+    assert other.module is not denoiser.module
+    assert np.array_equal(other(x), denoiser(x))
+
+
+def test_a_process_elsewhere_takes_the_precision_that_it_has(any_precision, monkeypatch):
+    pickled = pickle.dumps(Denoiser(load(make(num_feat=8)), device="cpu", precision="bf16"))
+    monkeypatch.setattr(arithmetic, "choose", lambda precision, device, warn: "fp32")
+    assert pickle.loads(pickled).precision == "fp32"
 
 
 def test_a_network_stays_where_it_is(monkeypatch):
