@@ -46,6 +46,7 @@ def main(argv: list[str] | None = None) -> None:
     _show_messages()
     try:
         with _stop_as_ctrl_c():
+            _check_current_folder()
             status = arguments.run(arguments) or 0
             print(end="", flush=True)  # here, where a closed pipe or a full disk gets its line
     except (InputError, TrainingError, Interrupted) as error:
@@ -66,6 +67,14 @@ def main(argv: list[str] | None = None) -> None:
     except OSError:  # it has been said; Python would say it again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(status)
+
+
+def _check_current_folder() -> None:
+    """In a folder that was deleted torch ends the process as it is imported."""
+    try:
+        Path.cwd()
+    except FileNotFoundError as error:
+        raise InputError("The current folder has been deleted; go to another one by cd.") from error
 
 
 @contextlib.contextmanager

@@ -37,6 +37,12 @@ VERBS = [
     "profile",
     "list",
     "doctor",
+    "compare",
+    "denoise",
+    "upscale",
+    "dejpeg",
+    "export",
+    "demo",
 ]
 
 
@@ -608,6 +614,12 @@ def test_help_has_an_example(verb, capsys):
     assert "example" in text and f"\n  basicsr {verb}" in text
 
 
+def test_help_does_not_wait_for_torch():
+    code = "import sys; from hranet_arch.cli import main\ntry: main(['--help'])\nfinally: print('torch' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert result.stdout.startswith("usage: basicsr") and result.stdout.endswith("False\n")
+
+
 @pytest.mark.parametrize(
     "words",
     [
@@ -631,6 +643,16 @@ def test_the_module_is_the_command():
     result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr == "basicsr: missing.yml: cannot be read: No such file or directory.\n"
+
+
+def test_a_current_folder_that_is_gone_is_told_of(tmp_path):
+    code = (
+        "import os, sys; from hranet_arch.cli import main\nos.chdir(sys.argv[1]), os.rmdir(sys.argv[1]), main(['list'])"
+    )
+    command = [sys.executable, "-c", code, tmp_path]
+    result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == "basicsr: The current folder has been deleted; go to another one by cd.\n"
 
 
 def test_names_that_the_terminal_cannot_show_end_nothing(monkeypatch):

@@ -733,7 +733,7 @@ def test_denoiser_brings_neither_basicsr_nor_torchvision():
     result = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     loaded = set(result.stdout.split())
     assert not loaded & {"basicsr", "torchvision", "skimage", "cv2", "PIL", "tifffile", "torch._dynamo"}
-    code = "import hranet_arch, sys; print('hranet_arch.restore' in sys.modules)"
+    code = "from hranet_arch import HRANet; import sys; print('hranet_arch.restore' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "False"
 
