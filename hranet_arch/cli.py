@@ -112,10 +112,12 @@ def _without_traceback(error: Exception) -> str:
 
 def _run_options(arguments: argparse.Namespace) -> None:
     is_train = arguments.verb == "train"
-    from hranet_arch import option_files, options, sample
+    from hranet_arch import option_files
 
-    opt = option_files.read_options(arguments.opt)
+    opt = option_files.read_options(arguments.opt)  # before torch is waited for
     option_files.override(opt, arguments.force_yml or [])
+    from hranet_arch import options, sample
+
     datasets = opt["datasets"].values() if isinstance(opt.get("datasets"), dict) else []
     roots = [str(dataset.get("dataroot_gt")) for dataset in datasets if isinstance(dataset, dict)]
     if any(sample.is_sample_path(root) and not Path(root).exists() for root in roots):
@@ -162,10 +164,12 @@ def _start(opt: dict, launcher: str) -> None:
 
 
 def _compare(arguments: argparse.Namespace) -> int:
-    from hranet_arch import option_files, options, registration
+    from hranet_arch import option_files
 
     opt = option_files.read_options(arguments.opt)
     option_files.override(opt, arguments.force_yml or [])
+    from hranet_arch import options, registration
+
     try:
         opt = options.check_comparison(opt, registration.registries())
     except InputError as error:
@@ -220,11 +224,13 @@ def _list(arguments: argparse.Namespace) -> None:
 
 
 def _profile(arguments: argparse.Namespace) -> None:
-    from hranet_arch import complexity, option_files, options, preflight, registration
+    from hranet_arch import option_files
 
     is_named = arguments.arch is not None
     opt = {"network_g": {"type": arguments.arch}} if is_named else option_files.read_options(arguments.opt)
     option_files.override(opt, arguments.force_yml or [])
+    from hranet_arch import complexity, options, preflight, registration
+
     network = opt.get("network_g")
     if not isinstance(network, dict) or not isinstance(network.get("type"), str):
         raise InputError(f"{arguments.opt or '--force_yml'}: network_g: is missing, or names no type.")

@@ -614,10 +614,15 @@ def test_help_has_an_example(verb, capsys):
     assert "example" in text and f"\n  basicsr {verb}" in text
 
 
-def test_help_does_not_wait_for_torch():
-    code = "import sys; from hranet_arch.cli import main\ntry: main(['--help'])\nfinally: print('torch' in sys.modules)"
-    result = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
-    assert result.stdout.startswith("usage: basicsr") and result.stdout.endswith("False\n")
+@pytest.mark.parametrize("words", ["--help", "train -opt missing.yml", "compare -opt missing.yml"])
+def test_help_and_a_missing_option_file_do_not_wait_for_torch(words):
+    code = (
+        "import sys; from hranet_arch.cli import main\ntry: main(sys.argv[1:])\nfinally: print('torch' in sys.modules)"
+    )
+    command = [sys.executable, "-c", code, *words.split()]
+    result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert result.stdout.endswith("False\n")
+    assert result.stdout.startswith("usage: basicsr") or "missing.yml: cannot be read" in result.stderr
 
 
 @pytest.mark.parametrize(
