@@ -23,7 +23,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.10",
     packages=find_packages(include=["hranet_arch", "hranet_arch.*"]),
-    package_data={"hranet_arch": ["testsets.json", "published.json", "*.html", "divider.*", "weights/*"]},
+    package_data={"hranet_arch": ["testsets.json", "published.json", "*.html", "*.css", "*.js", "weights/*"]},
     # `tensorboard` is left out on purpose: BasicSR brings the same files as `tb-nightly`, and TensorBoard does not
     # start where both are installed.
     install_requires=[

@@ -8,8 +8,8 @@ FOLDER = Path(__file__).parent
 
 
 def read_page(name: str) -> str:
-    """The page's file with the divider's style and script in it; what else stands in double braces is the caller's."""
+    """The page's file with style and divider in it; what else stands in double braces is the caller's."""
     page = (FOLDER / name).read_text("utf-8")
-    for mark, file in (("{{DIVIDER_STYLE}}\n", "divider.css"), ("{{DIVIDER_SCRIPT}}", "divider.js")):
+    for mark, file in (("{{STYLE}}\n", "pages.css"), ("{{DIVIDER_SCRIPT}}", "divider.js")):
         page = page.replace(mark, (FOLDER / file).read_text("utf-8"))
     return page
