@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import random
 import time
 from pathlib import Path
@@ -25,6 +24,8 @@ import torch
 from torch import Tensor
 
 from hranet_arch import HRANet, arithmetic, provenance
+from hranet_arch.metrics import calculate_psnr_float
+from hranet_arch.noise import add_gaussian_noise, add_test_noise
 
 PATCH = 48
 BATCH = 16
@@ -65,7 +66,7 @@ def train(pictures: list[np.ndarray], attention_pool: str | int, seed: int, args
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, args.steps)
     for _ in range(args.steps):
         clean = draw_batch(pictures, rng)
-        noisy = clean + torch.randn_like(clean) * (SIGMA / 255)
+        noisy = add_gaussian_noise(clean, SIGMA)
         with arithmetic.autocast(args.precision, torch.device("cpu")):
             output = network(noisy)
         loss = torch.nn.functional.mse_loss(output.float(), clean)
@@ -76,8 +77,8 @@ def train(pictures: list[np.ndarray], attention_pool: str | int, seed: int, args
     return network.eval()
 
 
-def psnr(output: Tensor, clean: Tensor) -> float:
-    return -10 * math.log10((output.clamp(0, 1) - clean).square().mean().item())
+def psnr(output: Tensor, clean: np.ndarray) -> float:
+    return calculate_psnr_float(output[0, 0].clamp(0, 1).numpy(), clean)
 
 
 def denoise_pieces(network: HRANet, noisy: Tensor) -> Tensor:
@@ -98,9 +99,8 @@ def evaluate(network: HRANet, pictures: list[np.ndarray]) -> dict[str, float]:
     rows = []
     for i, picture in enumerate(pictures):
         height, width = (size // PATCH * PATCH for size in picture.shape)
-        clean = torch.from_numpy(picture[:height, :width].astype(np.float32) / 255)[None, None]
-        noise = np.random.RandomState(i).normal(0, SIGMA / 255, clean.shape).astype(np.float32)
-        noisy = clean + torch.from_numpy(noise)
+        clean = picture[:height, :width].astype(np.float32) / 255
+        noisy = torch.from_numpy(add_test_noise(clean, SIGMA, seed=i))[None, None]
         whole = network(noisy)
         rows.append(
             (psnr(whole, clean), psnr(denoise_pieces(network, noisy), clean), tiling_error(network, noisy, whole))
