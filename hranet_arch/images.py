@@ -80,10 +80,14 @@ def decode_image(data: bytes, name: str, color: Literal["gray", "rgb", "y", "unc
         uint8, uint16 or float array: ``(h, w)`` for grey, else ``(h, w, c)`` in OpenCV's BGR order.
 
     Raises:
-        InputError: if the bytes are not a whole picture.
+        InputError: if the bytes are not a whole picture, or are a TIFF of a kind that OpenCV misreads.
     """
     buffer = np.frombuffer(data, np.uint8)
     try:
+        if bytes(data[:2]) in (b"II", b"MM"):
+            from hranet_arch import tiff  # brings tifffile
+
+            tiff.refuse_misread(data, name)
         image = cv2.imdecode(buffer, _FLAGS[color]) if buffer.size else None
         if image is None and buffer.size and color in ("gray", "rgb"):  # OpenCV 5 makes no colour of grey floats
             image = cv2.imdecode(buffer, _FLAGS["y"])

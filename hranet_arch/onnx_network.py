@@ -49,6 +49,14 @@ class OnnxNetwork(nn.Module):
         self.takes_sigma = "sigma" in [one.name for one in self._session.get_inputs()]
         self.channels = self._session.get_inputs()[0].shape[1]
 
+    def __getstate__(self) -> dict:
+        """For copies, and for other processes: without the session, which is opened anew."""
+        return {name: value for name, value in self.__dict__.items() if name != "_session"}
+
+    def __setstate__(self, state: dict) -> None:
+        super().__setstate__(state)
+        self._session = _open_session(self._model, self.device)
+
     @property
     def is_divisible(self) -> bool:
         """Whether tiles, each with its halo, give the whole picture's result."""

@@ -1,4 +1,4 @@
-"""Picture files, read and written with nothing lost but what the format cannot hold: depth, alpha, EXIF, ICC profile.
+"""Picture files, read and written with nothing lost but what the format cannot hold: depth, alpha, EXIF, XMP, profile.
 
 PNG, JPEG, TIFF, WebP, BMP, and EXR where OpenCV has it. A file is known by its content, whatever it is called, and
 its size is checked before any pixel is decoded. Pillow decodes 8 bits; deeper PNGs are OpenCV's, deeper TIFFs
@@ -35,6 +35,7 @@ LARGEST_DECODED = 3 * 2**29  # bytes of pixels: with the result and a tile, the 
 LARGEST_FILE = 2**31  # bytes
 EXIF_PREFIX = b"Exif\0\0"
 BAND = 256  # rows that are taken from Pillow at a time
+JPEG_XMP = 65504  # bytes: what one of its segments holds of XMP
 JPEG_QUALITY = 95  # with full colour resolution (4:4:4)
 _PILLOW_LIMIT = threading.Lock()
 
@@ -64,6 +65,7 @@ class Picture:
         format: of the file it came from.
         exif: the EXIF block, without JPEG's prefix; empty if there is none.
         icc: the colour profile.
+        xmp: the XMP packet; empty if there is none.
         dpi: pixels an inch.
         chunks: a PNG's metadata, as it was.
         tags: a TIFF's, as in ``tiff.Header``.
@@ -76,6 +78,7 @@ class Picture:
     format: str = "PNG"
     exif: bytes = b""
     icc: bytes | None = None
+    xmp: bytes = b""
     dpi: tuple[float, float] | None = None
     chunks: list[tuple[bytes, bytes]] = field(default_factory=list)
     tags: dict[int, object] = field(default_factory=dict)
@@ -209,7 +212,7 @@ def _open(path: Path) -> Iterator[ImageFile.ImageFile]:
             # Given a path, Pillow maps some TIFFs into memory, and forgets to turn those as it turns the others.
             with open(path, "rb") as file, Image.open(file) as image:
                 yield image
-        except InputError:
+        except (InputError, MemoryError):
             raise
         except UnidentifiedImageError as error:  # its own words are an object's
             raise InputError(f"{path}: not a whole picture: the file is cut off or damaged.") from error
@@ -242,6 +245,7 @@ def _read_with_pillow(path: Path, kind: str) -> Picture:
     if not picture.notes:  # else the colours are others than the profile speaks of
         picture.icc = icc
     picture.exif = exif.removeprefix(EXIF_PREFIX) or dict(chunks).get(b"eXIf", b"")  # behind a PNG's pixels, too
+    picture.xmp = image.info.get("xmp", b"")
     picture.dpi = image.info.get("dpi")
     picture.chunks = chunks
     return picture
@@ -276,7 +280,7 @@ def _to_array(image: Image.Image) -> np.ndarray:
 
 
 def _decode_deep_png(path: Path) -> np.ndarray:
-    pixels = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
+    pixels = tiff.decode(np.fromfile(path, np.uint8))
     if pixels is None or pixels.dtype != np.uint16:
         raise InputError(f"{path}: not a whole picture: a damaged 16-bit PNG.")
     if pixels.ndim == 2:
@@ -290,7 +294,9 @@ def _decode_deep_png(path: Path) -> np.ndarray:
 
 def _read_tiff(path: Path) -> Picture:
     header = tiff.read_header(path)
-    if header.bits <= 8 and header.dtype.kind != "i":
+    # Pillow knows neither grey multiplied by alpha nor colours that are not said to be RGB.
+    is_odd = header.photometric == tiff.MINISBLACK and (header.channels > 2 or header.is_premultiplied)
+    if header.bits <= 8 and header.dtype.kind != "i" and not is_odd:
         with _open(path) as image:
             image.seek(header.page)
             picture = _convert(image, header.icc is not None)
@@ -300,16 +306,15 @@ def _read_tiff(path: Path) -> Picture:
         picture.pixels = turn_upright(picture.pixels, undo)
         picture.alpha = None if picture.alpha is None else turn_upright(picture.alpha, undo)
     else:
-        is_usable = header.dtype in (np.uint16, np.float16, np.float32, np.float64)
+        is_usable = header.dtype in (np.uint8, np.uint16, np.float16, np.float32, np.float64)
         if not is_usable or header.bits != 8 * header.dtype.itemsize:
             raise InputError(
                 f"{path}: {header.bits}-bit pixels of type {header.dtype}; 8 and 16 bits and floats can be used."
             )
-        if header.channels > 4:
-            raise InputError(f"{path}: {header.channels} channels; grey and RGB, each with alpha or not, can be used.")
         picture = _from_stack(tiff.read_pixels(path, header))
     picture.icc = None if picture.notes else header.icc
     picture.tags, picture.is_compressed, picture.dpi = dict(header.tags), header.is_compressed, header.dpi
+    picture.xmp = header.xmp
     return picture
 
 
@@ -382,6 +387,8 @@ def _write_png(picture: Picture, path: Path) -> None:
             chunks.append((b"iCCP", b"ICC profile\0\0" + zlib.compress(picture.icc)))
         if exif := _write_exif(picture):
             chunks.append((b"eXIf", exif))
+        if picture.xmp:
+            chunks.append((b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + picture.xmp))
         if picture.dpi:
             chunks.append(png.make_resolution(picture.dpi))
     with open(path, "wb") as file:
@@ -403,12 +410,14 @@ def _write_jpeg(picture: Picture, path: Path) -> None:
     settings = {"quality": JPEG_QUALITY, "subsampling": 0, "icc_profile": picture.icc, "dpi": dpi}
     if exif := _write_exif(picture):
         settings["exif"] = EXIF_PREFIX + exif
+    if len(picture.xmp) <= JPEG_XMP:
+        settings["xmp"] = picture.xmp
     Image.fromarray(picture.stack()).save(path, "JPEG", **settings)
 
 
 def _write_webp(picture: Picture, path: Path) -> None:
     exif = _write_exif(picture)
-    settings = {"lossless": True, "exact": True, "exif": EXIF_PREFIX + exif if exif else b""}
+    settings = {"lossless": True, "exact": True, "exif": EXIF_PREFIX + exif if exif else b"", "xmp": picture.xmp}
     Image.fromarray(picture.stack()).save(path, "WEBP", icc_profile=picture.icc or b"", **settings)
 
 
@@ -425,6 +434,8 @@ def _write_tiff(picture: Picture, path: Path) -> None:
     tags = dict(picture.tags)
     if picture.orientation != 1:
         tags[tiff.ORIENTATION] = picture.orientation
+    if picture.xmp and tiff.XMP not in tags:
+        tags[tiff.XMP] = (tiff.BYTE, len(picture.xmp), picture.xmp)
     if picture.dpi and not tags.keys() & set(tiff.RESOLUTION):
         tags |= dict(zip(tiff.RESOLUTION, picture.dpi)) | {tiff.RESOLUTION_UNIT: 2}
     tiff.write_tiff(

@@ -231,6 +231,8 @@ def _try(item: Item, worker: _Worker, progress: tqdm, is_overwriting: bool) -> O
 
     try:
         is_kept = item.target.exists() and not is_overwriting
+        if item.compare and item.compare.exists() and not (is_kept or is_overwriting):
+            raise InputError(f"{item.compare}: is there already; give another -o, or replace it by --overwrite.")
         text = worker.compare(item) if is_kept else worker.restore(item, report)
     except InputError as error:
         text = str(error) if str(item.source) in str(error) else f"{item.source}: {error}"
@@ -278,9 +280,6 @@ class _Worker:
             picture.pixels, sigma=self._tell(restorer, estimated), report=lambda done: report(header, done)
         )
         item.target.parent.mkdir(parents=True, exist_ok=True)
-        if item.compare:
-            restored = replace(picture, pixels=restoration.image)
-            _write_comparison(picture, restored, self.scale, item.compare)
         alpha = picture.alpha
         if self.scale > 1:
             if alpha is not None:
@@ -288,8 +287,10 @@ class _Worker:
             if picture.tags.keys() & set(tiff.GEOREFERENCE):
                 picture.tags = {code: tag for code, tag in picture.tags.items() if code not in tiff.GEOREFERENCE}
                 picture.notes.append("without its map reference, which is for the old pixels")
-        # Last: its presence says that all is done.
-        pictures.write_picture(replace(picture, pixels=restoration.image, alpha=alpha), item.target)
+        restored = replace(picture, pixels=restoration.image, alpha=alpha)
+        pictures.write_picture(restored, item.target)
+        if item.compare:  # behind the result, of which a run that was stopped here makes it the next time
+            _write_comparison(picture, restored, self.scale, item.compare)
         return _describe(item, picture, noise, restoration, restorer)
 
     def compare(self, item: Item) -> str:

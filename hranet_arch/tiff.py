@@ -21,12 +21,16 @@ logging.getLogger("tifffile").addHandler(logging.NullHandler())
 
 ORIENTATION = 274
 RESOLUTION, RESOLUTION_UNIT = (282, 283), 296  # across and down
-DESCRIPTION, SOFTWARE, DATETIME = 270, 305, 306
+TEXTS = DESCRIPTION, SOFTWARE, DATETIME = 270, 305, 306
+XMP = 700
 GEOREFERENCE = (33550, 33922, 34264, 34735, 34736, 34737)  # GeoTIFF's: where on a map which pixel lies
 # Make, model, artist, copyright, XMP, and the tags of GeoTIFF and GDAL: written again as they were.
-KEPT = (271, 272, 315, 33432, 700, *GEOREFERENCE, 42112, 42113)
+KEPT = (271, 272, 315, 33432, XMP, *GEOREFERENCE, 42112, 42113)
+BYTE, ASCII, UNDEFINED = 1, 2, 7  # types of a tag whose values are of a byte each
 MINISWHITE, MINISBLACK, RGB = 0, 1, 2
-ASSOCIATED = 1
+LOGARITHMIC = 32844, 32845  # floats as OpenCV itself may write them
+CONTIGUOUS = 1  # the channels of a pixel lie side by side
+UNSPECIFIED, ASSOCIATED, UNASSOCIATED = 0, 1, 2  # a channel beyond the colours; the latter two are alpha
 
 
 @dataclass(frozen=True)
@@ -40,8 +44,14 @@ class Header:
     bits: int
     is_compressed: bool
     icc: bytes | None
+    photometric: int
+    is_premultiplied: bool  # whether the colours were stored multiplied by alpha
     tags: Mapping[int, object] = field(default_factory=dict)
     page: int = 0  # where the picture is in the file: a preview may come first
+
+    @property
+    def xmp(self) -> bytes:
+        return self.tags[XMP][2] if XMP in self.tags else b""
 
     @property
     def dpi(self) -> tuple[float, float] | None:
@@ -62,6 +72,41 @@ def count_pages(data: bytes) -> int:
         return len(pages) + bool(pages and pages[0].index)
 
 
+def refuse_misread(data: bytes, name: str) -> None:
+    """Refuses what OpenCV takes for another picture, given a file's bytes.
+
+    Of more than 8 bits: planes, negatives, and colours that are neither grey nor said to be RGB, which in 8 bits are
+    wrong as well. And colours that are not opaque, where it gives them multiplied by alpha: in 8 bits all of them, in
+    more those that are stored so.
+
+    Raises:
+        InputError: for a file of that kind; damaged ones are OpenCV's to refuse.
+    """
+    try:
+        with tifffile.TiffFile(io.BytesIO(data)) as file:
+            page = file.pages[0]
+            is_gray, is_rgb = page.photometric == MINISBLACK, page.photometric == RGB
+            channels, is_deep, extra = page.samplesperpixel, np.max(page.bitspersample) > 8, page.extrasamples
+            is_planar = channels > 1 and page.planarconfig != CONTIGUOUS
+            is_known = (is_gray and channels == 1) or (is_rgb and channels in (3, 4)) or page.photometric in LOGARITHMIC
+    except Exception:  # as ``_open`` says, of many kinds
+        return
+    if (is_gray and channels > 2) or (is_deep and (is_planar or not is_known)):
+        raise InputError(
+            f"{name}: a TIFF that is neither grey (black is zero) nor said to be RGB, with a pixel's channels side by "
+            "side. Save it so, or as a PNG."
+        )
+    is_multiplied = extra == (ASSOCIATED,) or (extra == (UNASSOCIATED,) and not is_deep)
+    if is_rgb and channels == 4 and is_multiplied and not _is_opaque(data):
+        raise InputError(f"{name}: a TIFF with pixels that one sees through. Take alpha off, or save it as a PNG.")
+
+
+def _is_opaque(data: bytes) -> bool:
+    pixels = decode(np.frombuffer(data, np.uint8))
+    white = 1 if pixels is None or pixels.dtype.kind == "f" else np.iinfo(pixels.dtype).max
+    return pixels is None or pixels.ndim < 3 or pixels[..., 3:].min(initial=white) >= white
+
+
 def _list_pages(file: tifffile.TiffFile) -> list[tifffile.TiffPage]:
     return [page for page in file.pages if not (page.is_reduced or page.is_mask)]
 
@@ -76,7 +121,7 @@ def _open(path: Path) -> Iterator[tifffile.TiffPage]:
                     f"{path}: holds {len(pages)} pages, and a result would hold one. Split it into files of one page."
                 )
             yield pages[0]
-    except InputError:
+    except (InputError, MemoryError):
         raise
     except Exception as error:  # damaged bytes end in struct.error, KeyError, IndexError, zlib.error, ...
         raise InputError(f"{path}: not a whole TIFF: {first_line(error)}") from error
@@ -86,25 +131,43 @@ def read_header(path: Path) -> Header:
     """Reads everything but the pixels.
 
     Raises:
-        InputError: if the file is damaged, or holds several pages or pixels of an unusual type.
+        InputError: if the file is damaged, or holds several pages, pixels of an unusual type, or channels that are
+            neither colours nor alpha.
     """
     with _open(path) as page:
         bits = page.bitspersample if isinstance(page.bitspersample, int) else max(page.bitspersample)
         if page.dtype is None:
             raise InputError(f"{path}: {bits}-bit pixels of an unusual type; 8, 16 and 32 bits can be used.")
-        tags = {code: page.tags[code] for code in (*KEPT, DESCRIPTION, SOFTWARE, DATETIME) if code in page.tags}
-        kept = {code: (int(tag.dtype), tag.count, tag.value) for code, tag in tags.items()}
+        channels, extra = page.samplesperpixel, page.extrasamples[-1:]
+        if channels > 4 or (channels in (2, 4) and extra == (UNSPECIFIED,)):
+            what = f"{channels} channels" if channels > 4 else f"{channels} channels, the last of which is not alpha"
+            raise InputError(f"{path}: {what}; grey and RGB, each with alpha or not, can be used.")
+        tags = {code: page.tags[code] for code in (*KEPT, *TEXTS) if code in page.tags}
+        tags = {code: tag for code, tag in tags.items() if _is_bytes(tag) or code not in (*TEXTS, XMP)}
+        kept = {code: (int(tag.dtype), tag.count, _read_value(page, tag)) for code, tag in tags.items()}
         for code in (ORIENTATION, *RESOLUTION, RESOLUTION_UNIT):
             if code in page.tags:
                 kept[code] = page.tags[code].value
         return Header(
-            page.imagewidth, page.imagelength, page.samplesperpixel, page.dtype, bits, page.compression != 1,
-            page.iccprofile, kept, page.index,
+            page.imagewidth, page.imagelength, channels, page.dtype, bits, page.compression != 1,
+            page.iccprofile, int(page.photometric), extra == (ASSOCIATED,), kept, page.index,
         )  # fmt: skip
 
 
+def _read_value(page: tifffile.TiffPage, tag: tifffile.TiffTag) -> object:
+    """A text as its bytes: tifffile guesses what they stand for, and would write another text."""
+    if not _is_bytes(tag):
+        return tag.value
+    page.parent.filehandle.seek(tag.valueoffset)
+    return page.parent.filehandle.read(tag.valuebytecount)
+
+
+def _is_bytes(tag: tifffile.TiffTag) -> bool:
+    return tag.dtype in (BYTE, ASCII, UNDEFINED)
+
+
 def read_pixels(path: Path, header: Header) -> np.ndarray:
-    """Reads a picture of 16 bits or more, or of floats: ``(h, w)`` or ``(h, w, c)``, in RGB order.
+    """Reads a picture of 8 bits or more, or of floats: ``(h, w)`` or ``(h, w, c)``, in RGB order.
 
     Raises:
         InputError: if the file is damaged, or compressed in a way that nothing here reads.
@@ -123,7 +186,7 @@ def read_pixels(path: Path, header: Header) -> np.ndarray:
                 raise InputError(f"{path}: {error}; with `pip install imagecodecs` it can be read.") from error
         if page.photometric == MINISWHITE:
             pixels = np.iinfo(pixels.dtype).max - pixels if pixels.dtype.kind == "u" else 1 - pixels
-        if header.channels in (2, 4) and page.extrasamples[:1] == (ASSOCIATED,):
+        if header.channels in (2, 4) and header.is_premultiplied:
             pixels = _divide_by_alpha(pixels)
     return pixels.reshape(header.height, header.width, -1)[..., 0] if header.channels == 1 else pixels
 
@@ -141,22 +204,31 @@ def _divide_by_alpha(pixels: np.ndarray) -> np.ndarray:
 def _read_with_opencv(path: Path, header: Header, page: tifffile.TiffPage) -> np.ndarray | None:
     """OpenCV brings libtiff's compressions, but reads two or five channels as one, takes planes for pixels, turns the
     picture as its tag says and may change the type."""
-    if header.channels not in (1, 3, 4) or (header.channels > 1 and page.planarconfig != 1):
+    if header.channels not in (1, 3, 4) or (header.channels > 1 and page.planarconfig != CONTIGUOUS):
         return None
     data = np.fromfile(path, np.uint8)
     if ORIENTATION in page.tags:  # as it is stored, here as everywhere; the tag is kept
         tag = page.tags[ORIENTATION]
         upright = np.frombuffer(struct.pack(page.parent.byteorder + {3: "H", 4: "I"}[int(tag.dtype)], 1), np.uint8)
         data[tag.valueoffset : tag.valueoffset + len(upright)] = upright
-    pixels = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
+    pixels = decode(data)
     if pixels is None or pixels.dtype != header.dtype:
         return None
     return pixels[..., [2, 1, 0, 3][: header.channels]] if header.channels > 1 else pixels
 
 
-def _encode(dtype: int, count: int, value: object) -> tuple[int, int, object]:
-    """A text as bytes in UTF-8, as most programs write it: of a string tifffile takes ASCII alone."""
-    return (dtype, 0, value.encode() + b"\0") if isinstance(value, str) else (dtype, count, value)
+def decode(data: np.ndarray) -> np.ndarray | None:
+    """By OpenCV, with the channels and the depth of the file, of any format; None if it is damaged.
+
+    Raises:
+        MemoryError: if memory runs out.
+    """
+    try:
+        return cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
+    except cv2.error as error:
+        if error.code == cv2.Error.StsNoMem:
+            raise MemoryError(str(error)) from error
+        raise
 
 
 def write_tiff(
@@ -181,12 +253,12 @@ def write_tiff(
     tags = dict(tags or {})
     resolution = {"resolution": tuple(map(tags.pop, RESOLUTION))} if {*RESOLUTION} <= tags.keys() else {}
     texts = {DESCRIPTION: "description", SOFTWARE: "software"}
-    named = {name: tags.pop(code)[2].encode() for code, name in texts.items() if code in tags}
+    named = {name: tags.pop(code)[2].rstrip(b"\0") for code, name in texts.items() if code in tags}
     unit = tags.pop(RESOLUTION_UNIT, None)
     if unit is not None and resolution:  # "none" is 1, and false
         resolution["resolutionunit"] = unit
     # The date too: tifffile's own argument takes one form of it alone.
-    extra = [(code, *_encode(*tags[code])) for code in (*KEPT, DATETIME) if code in tags]
+    extra = [(code, *tags[code]) for code in (*KEPT, DATETIME) if code in tags]
     if ORIENTATION in tags:
         extra.append((ORIENTATION, 3, 1, int(tags[ORIENTATION])))
     channels = 1 if pixels.ndim == 2 else pixels.shape[2]

@@ -426,6 +426,17 @@ def test_comparisons_lie_beside_the_results_and_stand_upright(capsys):
     assert listed() == ["a.jpg", "a_compare.png"]
 
 
+def test_a_comparison_that_is_there_already_is_kept(capsys):
+    """It is another picture's, or the user's own."""
+    make("in/a.png", 20, 31)
+    kept = make("out/a_compare.png", 9, 9)
+    assert run("in", "-o", "out", "--compare") == 1
+    assert "a_compare.png: is there already; give another -o, or replace it by --overwrite." in capsys.readouterr().err
+    assert listed() == ["a_compare.png"] and np.array_equal(pictures.read_picture("out/a_compare.png").pixels, kept)
+    assert run("in", "-o", "out", "--compare", "--overwrite") == 0
+    assert pictures.read_picture("out/a_compare.png").pixels.shape != kept.shape
+
+
 def test_a_result_that_lacks_a_comparison_gets_one_and_is_kept(capsys):
     make("in/a.png", 20, 31)
     kept = make("out/a.png", 20, 31, seed=1)

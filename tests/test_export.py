@@ -1,7 +1,9 @@
 """Networks for other programs: as ONNX, TorchScript and safetensors they compute what PyTorch computes."""
 
+import copy
 import json
 import os
+import pickle
 import subprocess
 import sys
 import warnings
@@ -132,6 +134,12 @@ def test_denoiser_runs_onnx_in_the_same_tiles(onnx_files, tile):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("make_other", [copy.deepcopy, lambda denoiser: pickle.loads(pickle.dumps(denoiser))])
+def test_a_denoiser_of_onnx_can_be_copied_and_pickled(onnx_files, make_other):
+    denoiser, x = Denoiser(onnx_files / "local.onnx", device="cpu"), noisy(1, 30, 40)
+    assert torch.equal(make_other(denoiser)(x), denoiser(x))
+
+
 def test_denoiser_tells_onnx_the_noise_level(onnx_files):
     picture = (noisy(33, 47, 3).numpy() * 255).astype(np.uint8)
     ours, theirs = (

@@ -11,6 +11,7 @@ import lmdb
 import numpy as np
 import pytest
 import skimage.metrics
+import tifffile
 import torch
 from safetensors.torch import save_file
 from torch.nn import functional as F
@@ -24,7 +25,7 @@ from hranet_arch.checkpoints import (
     select_params,
 )
 from hranet_arch.errors import InputError, TrainingError
-from hranet_arch.images import decode_image, to_array, to_float, to_tensor, to_uint8
+from hranet_arch.images import decode_image, to_array, to_float, to_planes, to_tensor, to_uint8
 from hranet_arch.lmdb_reader import LmdbBackend, open_lmdb, read_value
 from hranet_arch.metrics import calculate_psnr_float, calculate_psnrb
 from hranet_arch.tiling import pad_to_multiple, run_tiled
@@ -284,6 +285,61 @@ def test_grey_floats_are_read(color):
     expected = np.dstack([pixels] * 3) if color == "rgb" else pixels
     assert image.dtype == np.float32 and image.shape == expected.shape
     assert np.abs(image - expected).max() < 1e-6
+
+
+@pytest.mark.parametrize("color", ["gray", "rgb", "y", "unchanged"])
+@pytest.mark.parametrize("dtype", ["uint16", "float32"])
+@pytest.mark.parametrize(
+    ("shape", "arguments"),
+    [
+        ((3, 5, 7), {"photometric": "rgb", "planarconfig": "separate"}),
+        ((5, 7), {"photometric": "miniswhite"}),
+        ((5, 7, 2), {"photometric": "minisblack", "planarconfig": "contig", "extrasamples": ["unassalpha"]}),
+        ((5, 7, 3), {"photometric": "minisblack", "planarconfig": "contig"}),
+        ((5, 7, 5), {"photometric": "rgb", "planarconfig": "contig"}),
+        ((5, 7, 4), {"photometric": "separated", "planarconfig": "contig"}),
+    ],
+)
+def test_deep_tiffs_that_opencv_misreads_are_refused(tmp_path, shape, arguments, dtype, color):
+    """Of planes it gives other pixels with each call, of negatives the negative."""
+    tifffile.imwrite(tmp_path / "a.tif", np.ones(shape, dtype), **arguments)
+    with pytest.raises(InputError, match="a.tif: a TIFF that is neither grey .* nor said to be RGB"):
+        decode_image((tmp_path / "a.tif").read_bytes(), "a.tif", color)
+
+
+@pytest.mark.parametrize("compression", [None, "zlib"])
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+@pytest.mark.parametrize(("shape", "photometric"), [((5, 7), "minisblack"), ((5, 7, 3), "rgb"), ((5, 7, 4), "rgb")])
+def test_other_tiffs_are_read(tmp_path, shape, photometric, dtype, compression):
+    white = 1 if dtype == "float32" else np.iinfo(dtype).max
+    pixels = (uniform(*shape).numpy() * white).astype(dtype)
+    pixels[..., 3:] = white
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric=photometric, compression=compression)
+    image = decode_image((tmp_path / "a.tif").read_bytes(), "a.tif")
+    assert np.array_equal(to_planes(image), to_planes(pixels)[[2, 1, 0, 3][: shape[2]]] if len(shape) > 2 else [pixels])
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+def test_tiffs_whose_colours_opencv_takes_for_grey_are_refused(tmp_path, channels):
+    pixels = np.ones((5, 7, channels), np.uint8)
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="minisblack", planarconfig="contig")
+    with pytest.raises(InputError, match="a.tif: a TIFF that is neither grey"):
+        decode_image((tmp_path / "a.tif").read_bytes(), "a.tif")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "alpha"), [("uint8", "assocalpha"), ("uint8", "unassalpha"), ("uint16", "assocalpha")]
+)
+def test_tiffs_whose_colours_come_multiplied_by_alpha_are_refused(tmp_path, alpha, dtype):
+    """Of 200 at half of alpha OpenCV gives 100 in 8 bits, and what was stored multiplied at any depth."""
+    pixels = np.full((5, 7, 4), 200, dtype)
+    pixels[..., 3] = np.iinfo(dtype).max // 2
+    deep = pixels.astype(np.uint16)
+    tifffile.imwrite(tmp_path / "deep.tif", deep, photometric="rgb", extrasamples=["unassalpha"])
+    assert np.array_equal(decode_image((tmp_path / "deep.tif").read_bytes(), "deep.tif", "rgb"), deep[..., :3])
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb", extrasamples=[alpha])
+    with pytest.raises(InputError, match="a.tif: a TIFF with pixels that one sees through. Take alpha off"):
+        decode_image((tmp_path / "a.tif").read_bytes(), "a.tif")
 
 
 def test_whole_numbers_with_signs_are_refused_as_grey():

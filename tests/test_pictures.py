@@ -418,6 +418,44 @@ def test_divided_colours_are_rounded_and_stay_white(tmp_path):
     assert pictures.read_picture(tmp_path / "gray.tif").pixels.ravel().tolist() == [43697, 0]
 
 
+def test_grey_multiplied_by_alpha_is_divided_in_8_bits_too(tmp_path):
+    arguments = {"photometric": "minisblack", "planarconfig": "contig", "extrasamples": ["assocalpha"]}
+    tifffile.imwrite(tmp_path / "a.tif", np.array([[[50, 100], [7, 0]]], np.uint8), **arguments)
+    picture = pictures.read_picture(tmp_path / "a.tif")
+    assert picture.pixels.tolist() == [[128, 7]] and picture.alpha.tolist() == [[100, 0]]  # 127.5, rounded to even
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+def test_three_bands_are_red_green_and_blue_and_a_fourth_is_alpha_if_it_says_so(tmp_path, dtype):
+    """As GDAL writes deep pictures: the photometric tag does not say that they are RGB."""
+    pixels, arguments = values(dtype, 7, 9, 4), {"photometric": "minisblack", "planarconfig": "contig"}
+    tifffile.imwrite(tmp_path / "rgb.tif", pixels[..., :3], **arguments, extrasamples=["unspecified"] * 2)
+    assert np.array_equal(pictures.read_picture(tmp_path / "rgb.tif").pixels, pixels[..., :3])
+    extra = ["unspecified", "unspecified", "unassalpha"]
+    tifffile.imwrite(tmp_path / "rgba.tif", pixels, **arguments, extrasamples=extra)
+    picture = pictures.read_picture(tmp_path / "rgba.tif")
+    assert np.array_equal(picture.pixels, pixels[..., :3]) and np.array_equal(picture.alpha, pixels[..., 3])
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+@pytest.mark.parametrize(
+    ("photometric", "channels", "message"),
+    [
+        ("rgb", 4, "4 channels, the last of which is not alpha; grey and RGB, each with alpha or not, can be used"),
+        ("minisblack", 4, "4 channels, the last of which is not alpha"),
+        ("minisblack", 2, "2 channels, the last of which is not alpha"),
+        ("rgb", 5, "5 channels; grey and RGB"),
+        ("minisblack", 6, "6 channels; grey and RGB"),
+    ],
+)
+def test_channels_that_are_neither_colours_nor_alpha_are_refused(tmp_path, dtype, photometric, channels, message):
+    """An infrared or a radar's second channel would come out as alpha, or be left out without a word."""
+    extra = ["unspecified"] * (channels - (3 if photometric == "rgb" else 1))
+    arguments = {"photometric": photometric, "planarconfig": "contig", "extrasamples": extra}
+    tifffile.imwrite(tmp_path / "a.tif", values(dtype, 7, 9, channels), **arguments)
+    assert message in refuse(tmp_path / "a.tif")
+
+
 @pytest.mark.parametrize(("photometric", "channels"), [("separated", 4), ("cielab", 3)])
 def test_deep_tiffs_of_other_colours_are_refused(tmp_path, photometric, channels):
     tifffile.imwrite(tmp_path / "a.tif", values("uint16", 7, 9, channels), photometric=photometric)
@@ -449,6 +487,50 @@ def test_tags_of_tiffs_are_kept(tmp_path):
     assert found == ["-9999", (1.0, 2.0, 0.0), "me", "cells"]
 
 
+@pytest.mark.parametrize("kind", [1, 2, 7])  # numbers of a byte, ASCII, anything
+@pytest.mark.parametrize("text", ["cells é", "中国科学院", "写真"])
+@pytest.mark.parametrize("encoding", ["utf-8", "gb18030", "shift-jis"])
+def test_texts_of_tiffs_are_kept_byte_by_byte(tmp_path, kind, text, encoding):
+    """In whatever encoding; of some tifffile gives other characters, of some bytes in the place of a string."""
+    stored = text.encode(encoding, "replace")
+    extra = [(code, kind, len(stored) + 1, stored + b"\0", True) for code in (270, 305, 306, 315)]
+    tifffile.imwrite(tmp_path / "a.tif", values("uint16", 4, 5), extratags=extra, metadata=None, software=False)
+    round_trip(tmp_path / "a.tif")
+    with tifffile.TiffFile(tmp_path / "out/a.tif") as file:
+        for code in (270, 305, 306, 315):
+            tag = file.pages[0].tags[code]
+            file.filehandle.seek(tag.valueoffset)
+            assert file.filehandle.read(tag.valuebytecount) == stored + b"\0"
+
+
+@pytest.mark.parametrize("target", ["out.jpg", "out.webp", "out.png", "out.tif"])
+@pytest.mark.parametrize("source", ["a.jpg", "a.webp", "a.png", "a.tif"])
+def test_xmp_is_kept(tmp_path, source, target):
+    packet = b"<x:xmpmeta xmlns:x='adobe:ns:meta/'>mine</x:xmpmeta>"
+    pixels = values("uint8", 6, 8, 3)
+    if source == "a.tif":
+        tifffile.imwrite(tmp_path / source, pixels, photometric="rgb", extratags=[(700, 1, len(packet), packet, True)])
+    elif source == "a.png":
+        chunks = [(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + packet)]
+        with open(tmp_path / source, "wb") as file:
+            png.write_png(file, pixels, chunks)
+    else:
+        Image.fromarray(pixels).save(tmp_path / source, xmp=packet)
+    first, second = round_trip(tmp_path / source, target)
+    assert first.xmp == second.xmp == packet
+    with Image.open(tmp_path / "out" / target) as image:
+        assert image.info["xmp"] == packet
+
+
+def test_xmp_that_no_jpeg_holds_is_left_out_of_one(tmp_path):
+    picture = pictures.Picture(values("uint8", 6, 8), xmp=b"x" * (pictures.JPEG_XMP + 1))
+    pictures.write_picture(picture, tmp_path / "a.jpg")
+    assert pictures.read_picture(tmp_path / "a.jpg").xmp == b""
+    picture.xmp = picture.xmp[:-1]
+    pictures.write_picture(picture, tmp_path / "b.jpg")
+    assert pictures.read_picture(tmp_path / "b.jpg").xmp == picture.xmp
+
+
 # --- what is refused --------------------------------------------------------------------------------------------------
 
 
@@ -475,6 +557,26 @@ def test_truncated_files_are_refused_by_name(tmp_path, part):
         data = path.read_bytes()
         path.write_bytes(data[: int(part * len(data))])
         assert refuse(path)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif", "deep.png", "deep.tif", "lzw.tif"])
+def test_memory_that_runs_out_is_no_damage(tmp_path, monkeypatch, name):
+    write_all(tmp_path)
+
+    def fail(*arguments, **settings):
+        raise MemoryError("Unable to allocate")
+
+    def fail_in_opencv(*arguments):
+        error = cv2.error("Insufficient memory (Failed to allocate 99 bytes)")
+        error.code = cv2.Error.StsNoMem
+        raise error
+
+    monkeypatch.setattr(pictures, "_to_array", fail)
+    monkeypatch.setattr(cv2, "imdecode", fail_in_opencv)
+    if name == "deep.tif":
+        monkeypatch.setattr(tifffile.TiffPage, "asarray", fail)
+    with pytest.raises(MemoryError):
+        pictures.read_picture(tmp_path / name)
 
 
 def test_a_png_with_one_bit_turned_is_refused(tmp_path):
