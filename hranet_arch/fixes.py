@@ -74,6 +74,18 @@ def decode_by_depth() -> None:
 
 
 @_fix
+def take_luma_of_bgr() -> None:
+    """``data/single_image_dataset.py:58``: ``color: y`` takes a BGR picture's luma as an RGB one's, blue for red.
+
+    Delete when upstream takes ``bgr2ycbcr``, as its ``PairedImageDataset`` does.
+    """
+    from basicsr.data import single_image_dataset
+    from basicsr.utils import bgr2ycbcr
+
+    single_image_dataset.rgb2ycbcr = bgr2ycbcr
+
+
+@_fix
 def average_ema_with_buffers() -> None:
     """``models/base_model.py:75-82``: the EMA network never gets BatchNorm's statistics, so what is validated and
     saved as ``params_ema`` normalises with mean 0 and variance 1. Buffers are averaged here as the weights are, all

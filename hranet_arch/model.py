@@ -346,13 +346,13 @@ class RestorationModel(SRModel):
         if means is None or not self.is_train:
             return
         name = dataloader.dataset.opt["name"]
-        if not means:
-            if name in (self.opt["val"].get("best_on") or []):  # a plug-in's set: the options can't know
-                get_root_logger().warning(f"{name}: val.best_on names it, but it has no clean pictures to pick by.")
-            return
-        if self._is_best(name, means, current_iter):
+        metric = next(iter(self.opt["val"].get("metrics") or {}), None)
+        if metric in means and self._is_best(name, means, current_iter):
             self._save_networks("best")
-        self._keep_best()
+        elif metric not in means and name in (self.opt["val"].get("best_on") or []):  # the options can't know
+            get_root_logger().warning(f"{name}: val.best_on names it, but it has no clean pictures to pick by.")
+        if means:
+            self._keep_best()
 
     def _is_best(self, dataset_name: str, means: dict[str, float], current_iter: int) -> bool:
         """By the first metric: its mean over the sets that ``best_on`` names, once the last of them has been run."""

@@ -244,7 +244,7 @@ def _check_arguments(entry: Any, where: str, value: dict, given: tuple[str, ...]
 def _check_dataset(where: str, dataset: dict, phase: str) -> list[str]:
     errors = []
     roots = {key: value for key, value in dataset.items() if key.startswith("dataroot_") and isinstance(value, str)}
-    dataset.update({key: str(Path(root).expanduser()) for key, root in roots.items()})
+    dataset.update({key: os.path.expanduser(root) for key, root in roots.items()})  # pathlib's fails for nobody's home
     for key in roots:
         if not Path(dataset[key]).exists():
             errors.append(f"{where}.{key}: {dataset[key]} is not there. {_how_to_make(key, dataset)}")
@@ -255,7 +255,7 @@ def _check_dataset(where: str, dataset: dict, phase: str) -> list[str]:
         errors.append(f"{where}.io_backend.type: {found}; LMDBs, and they alone, end in .lmdb.")
     listing = dataset.get("meta_info_file")
     if listing:
-        dataset["meta_info_file"] = listing = str(Path(listing).expanduser())
+        dataset["meta_info_file"] = listing = os.path.expanduser(listing)
     if listing and is_lmdb and dataset["type"] in schema.DATASETS:
         errors.append(f"{where}.meta_info_file: LMDBs have a list of their own. Make one of these pictures alone.")
     elif listing and not Path(listing).is_file():
@@ -312,12 +312,15 @@ def _check_paths(paths: dict) -> list[str]:
 
 def _find_file(key: str, value: str) -> Path:
     """A file; for weights, a released network's name will do."""
-    return Path(value).expanduser() if key == "resume_state" else networks.find_weights(value)
+    return Path(os.path.expanduser(value)) if key == "resume_state" else networks.find_weights(value)
 
 
 def _check_together(options: dict, is_train: bool) -> list[str]:
     """What one key says of another; completes what depends on others."""
     errors = _check_validation(options) if is_train else []
+    train = options["datasets"].get("train", {})
+    if train.get("type") == "SingleImageDataset" and options["model_type"] in schema.MODELS:
+        errors.append("datasets.train.type: SingleImageDataset has no clean pictures to learn from; for tests alone.")
     if options["model_type"] == "SwinIRModel" and "window_size" not in options["network_g"]:
         errors.append("model_type: SwinIRModel needs network_g.window_size; for other networks write RestorationModel.")
     for phase, dataset in options["datasets"].items():

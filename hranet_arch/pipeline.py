@@ -56,6 +56,8 @@ def run_train(opt: dict, opt_path: str) -> None:
 
 def run_test(opt: dict, opt_path: str) -> None:
     """Tests as ``opt`` says, with the current folder as root."""
+    phases = {id(dataset): phase for phase, dataset in opt["datasets"].items()}
+    basicsr.test.build_dataset = lambda dataset: _build_dataset(phases[id(dataset)], dataset)
     with _guarded_run(opt, opt_path, basicsr.test, Path(opt["path"]["results_root"])):
         basicsr.test.test_pipeline(os.getcwd())
 
@@ -317,11 +319,14 @@ def _end_for_parent() -> None:
 
 def _build_dataset(phase: str, dataset_opt: dict) -> Dataset:
     try:
-        return build_dataset(dataset_opt)
+        dataset = build_dataset(dataset_opt)
     except InputError as error:
         raise InputError(f"datasets.{phase}: {error}") from error
     except (AssertionError, OSError, ValueError, KeyError) as error:  # how BasicSR's datasets refuse their data
         raise InputError(f"datasets.{phase}: {dataset_opt['type']} says: {error!r}") from error
+    if len(dataset) == 0:
+        raise InputError(f"datasets.{phase}: {dataset_opt['type']} finds no pictures.")
+    return dataset
 
 
 class ResumableSampler(EnlargedSampler):

@@ -31,6 +31,7 @@ LIMITS = {
     "RCAN": "BasicSR's RCAN is made for RGB pictures.",
     "MSRResNet": "BasicSR's MSRResNet has upscale 2, 3 and 4 only.",
 }
+VGG = "(The weights of its VGG are downloaded the first time.)"
 
 
 def check_run(opt: dict) -> None:
@@ -38,6 +39,7 @@ def check_run(opt: dict) -> None:
     _check_device(opt)
     _check_folders(opt)
     for phase, dataset in opt["datasets"].items():
+        _check_scale(f"datasets.{phase}", dataset, opt["scale"])
         if dataset["type"] == "DegradationDataset":
             _check_degradations(f"datasets.{phase}", dataset, opt["scale"])
     built = {key: build_network(key, value) for key, value in opt.items() if key.startswith("network_")}
@@ -78,6 +80,16 @@ def _check_folders(opt: dict) -> None:
         require_writable(folder)
 
 
+def _check_scale(where: str, dataset: dict, scale: int) -> None:
+    if dataset["type"] == "GaussianDenoisingDataset" and scale > 1:
+        raise InputError(
+            f"{where}: a GaussianDenoisingDataset's noisy pictures are as large as the clean ones, but the scale is "
+            f"{scale}. Write scale: 1, or take a DegradationDataset."
+        )
+    if where == "datasets.train" and dataset["type"] in schema.DATASETS and dataset["gt_size"] % scale:
+        raise InputError(f"{where}.gt_size: {dataset['gt_size']} must be a multiple of the scale, {scale}.")
+
+
 def _check_degradations(where: str, dataset: dict, scale: int) -> None:
     try:
         steps = Degradations(dataset["degradations"])
@@ -87,10 +99,7 @@ def _check_degradations(where: str, dataset: dict, scale: int) -> None:
         raise InputError(
             f"{where}.degradations: make pictures {steps.scale} times smaller, but the file's scale is {scale}."
         )
-    is_train = where == "datasets.train"
-    if is_train and dataset["gt_size"] % scale:
-        raise InputError(f"{where}.gt_size: {dataset['gt_size']} must be a multiple of the scale, {scale}.")
-    if not is_train and steps.has_range:
+    if where != "datasets.train" and steps.has_range:
         raise InputError(f"{where}.degradations: hold a choice or a range; a test has one level. Name a set for each.")
 
 
@@ -133,10 +142,11 @@ def _check_training(opt: dict, network: torch.nn.Module) -> None:
     if not any(parameter.requires_grad for parameter in network.parameters()):
         raise InputError(f"network_g: {opt['network_g']['type']} has no parameters to train.")
     for key, options in train.items():
-        if key.endswith("_opt") and key != "perceptual_opt":  # that one downloads a network
+        if key.endswith("_opt"):
             make = _registered("loss", options["type"])
             is_tried = key == "pixel_opt" and make.__module__.startswith(("basicsr.", "hranet_arch."))
-            _build(f"train.{key}", options, *((_make_pixel_loss, make) if is_tried else (make,)))
+            limit = VGG if key == "perceptual_opt" else ""
+            _build(f"train.{key}", options, *((_make_pixel_loss, make) if is_tried else (make,)), limit=limit)
     for key, options in train.items():
         if key.startswith("optim_"):
             optimizer = _build(f"train.{key}", options, _make_optimizer, _registered("optimizer", options["type"]))

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
 import math
@@ -35,7 +36,8 @@ def validate(model, dataloader, current_iter: int | str, tb_logger, save_img: bo
 
     Each metric is the mean over the pictures on which it is defined; the others (PSNR of equal pictures, SSIM below
     11 pixels) are named in a warning. One output that is not finite makes every mean NaN, which is never the best.
-    The noisy input's own metrics are computed once a set, where it has the size of the ground truth.
+    The noisy input's own metrics are computed once a set, where it has the size of the ground truth. Of a set without
+    clean pictures those metrics count that need none, such as NIQE.
 
     Args:
         model: a BasicSR model with ``feed_data``, ``test`` and ``get_current_visuals``.
@@ -73,6 +75,9 @@ def validate(model, dataloader, current_iter: int | str, tb_logger, save_img: bo
             rows.append({"name": name, "output": score(metrics, images["result"], images["gt"])})
             if images["lq"].shape == images["gt"].shape:
                 rows[-1]["input"] = _input_score(model, metrics, dataset_name, path, images)
+        else:
+            metrics = {name: options for name, options in metrics.items() if not _takes_reference(options["type"])}
+            rows.append({"name": name, "output": score(metrics, images["result"])})
         if tb_logger and len(examples) < model.opt["val"].get("tb_images", 4):
             examples.append((name, _side_by_side(images)))
         RUN.is_started = True  # there is something to keep now
@@ -89,11 +94,14 @@ def _validated(model) -> dict[str, int]:
 
 def _name(opt: dict, path: str, taken: set[str]) -> str:
     """A picture's path below its set's folder, as pictures in several folders may be called alike; without suffix, but
-    for the second of ``a.jpg`` and ``a.png``."""
+    for the second of ``a.jpg`` and ``a.png``. Of an LMDB BasicSR gives the key, which may have folders as well."""
+    path = Path(path)
     roots = [root for root in (opt.get("dataroot_lq"), opt.get("dataroot_gt")) if root]
-    below = next((Path(path).relative_to(root) for root in roots if Path(path).is_relative_to(root)), Path(path).name)
-    name = Path(below).with_suffix("").as_posix()
-    return Path(below).as_posix() if name in taken else name
+    is_inside = not path.is_absolute() and ".." not in path.parts
+    below = next((path.relative_to(root) for root in roots if path.is_relative_to(root)), path if is_inside else None)
+    below = below or Path(path.name)
+    name = below.with_suffix("").as_posix()
+    return below.as_posix() if name in taken else name
 
 
 def _run(model, data: dict) -> dict[str, Tensor]:
@@ -112,8 +120,14 @@ def is_known(metric: str) -> bool:
     return METRIC_REGISTRY.get(metric).__module__.startswith(("basicsr.", "hranet_arch."))
 
 
-def score(metrics: dict, output: Tensor, gt: Tensor) -> dict[str, float]:
+def _takes_reference(metric: str) -> bool:
+    return "img2" in inspect.signature(METRIC_REGISTRY.get(metric)).parameters
+
+
+def score(metrics: dict, output: Tensor, gt: Tensor | None = None) -> dict[str, float]:
     """Metrics of one picture, ``(c, h, w)`` in [0, 1]: NaN where it is not finite, ``inf`` where one is not defined.
+
+    Without ``gt``, the clean picture, metrics that need none.
 
     Raises:
         InputError: if a metric refuses its arguments, or the picture.
@@ -125,14 +139,15 @@ def score(metrics: dict, output: Tensor, gt: Tensor) -> dict[str, float]:
         options = {key: value for key, value in options.items() if key != "better"}
         takes_float = getattr(METRIC_REGISTRY.get(options["type"]), "takes_float", False)
         convert = to_array if takes_float else to_uint8
+        pictures = {"img": output} if gt is None else {"img": output, "img2": gt}
         try:
             with np.errstate(invalid="ignore", divide="ignore"), warnings.catch_warnings():
                 warnings.simplefilter("ignore", RuntimeWarning)  # of a mean over nothing
-                value = calculate_metric({"img": convert(output), "img2": convert(gt)}, options)
+                value = calculate_metric({name: convert(one) for name, one in pictures.items()}, options)
         except Exception as error:
             if not is_known(options["type"]):
                 raise
-            size = f"{gt.shape[1]}x{gt.shape[2]}"
+            size = f"{output.shape[1]}x{output.shape[2]}"
             raise InputError(
                 f"val.metrics.{name}: {options['type']} says of a picture of {size}: {first_line(error)}"
             ) from error

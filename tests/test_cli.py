@@ -340,6 +340,11 @@ def test_a_resume_with_a_wider_network_is_refused_in_one_line(recipe, run, capfd
         ),
         ("pixel_opt", {"type": "L1Loss", "loss_weight": "1,0"}, "train.pixel_opt: L1Loss "),
         (
+            "perceptual_opt",
+            {"type": "PerceptualLoss", "layer_weights": {"conv9_9": 1}},
+            "train.perceptual_opt: PerceptualLoss refuses its arguments: 'conv9_9' is not in list. (The weights of",
+        ),
+        (
             "optim_g",
             {"type": "MuonAdam", "lr": 1e-3, "eps": -1},
             "MuonAdam refuses its arguments: eps=-1 is not allowed",
@@ -534,6 +539,24 @@ def test_pairs_that_are_none(recipe, refuse, kind):
     assert "datasets.train: " in message and ("5.png" in message or "different number of images: 5, 6" in message)
 
 
+@pytest.mark.parametrize("kind", ["PairedDenoisingDataset", "PairedImageDataset"])
+def test_patches_that_are_no_multiple_of_the_scale(recipe, refuse, kind):
+    make_pairs(recipe, kind)
+    recipe["datasets"]["train"]["gt_size"] = 17
+    del recipe["datasets"]["val"]
+    recipe.update(scale=2, network_g={"type": "HRANet", "num_feat": 8, "upscale": 2})
+    assert "datasets.train.gt_size: 17 must be a multiple of the scale, 2" in refuse(recipe)
+
+
+@pytest.mark.parametrize("phase", ["train", "val"])
+def test_noisy_pictures_as_large_as_the_clean_ones_are_no_super_resolution(recipe, refuse, phase):
+    noisy = recipe["datasets"].pop(phase)
+    make_pairs(recipe)
+    recipe["datasets"] = {"train": recipe["datasets"]["train"], phase: noisy}
+    recipe.update(scale=2, network_g={"type": "HRANet", "num_feat": 8, "upscale": 2})
+    assert f"datasets.{phase}: a GaussianDenoisingDataset's noisy pictures are as large as the clean" in refuse(recipe)
+
+
 @pytest.mark.parametrize(
     ("kind", "workers"), [("PairedDenoisingDataset", 0), ("PairedImageDataset", 0), ("PairedImageDataset", 1)]
 )
@@ -585,6 +608,18 @@ def test_bad_data_of_a_test(recipe, refuse):
     assert "val: pictures without a partner: 4 in train (2.png, 3.png, 4.png, 5.png), 0 in val" in refuse(
         recipe, "test"
     )
+    recipe["datasets"]["val"].update(type="PairedImageDataset", color="y")
+    message = refuse(recipe, "test")
+    assert "datasets.val: PairedImageDataset says: " in message and "different number of images: 2, 6" in message
+    Path("empty").mkdir()
+    recipe["datasets"]["test_2"] = {
+        "name": "none",
+        "type": "SingleImageDataset",
+        "dataroot_lq": "empty",
+        "color": "y",
+    }
+    assert "datasets.test_2: SingleImageDataset finds no pictures." in refuse(recipe, "test")
+    del recipe["datasets"]["test_2"]
     make_pictures(Path("small"), 2, (20, 20))
     recipe["datasets"]["val"].update(type="PairedImageDataset", dataroot_gt="small", dataroot_lq="train", color="y")
     for i in range(2, 6):

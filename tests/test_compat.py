@@ -521,6 +521,18 @@ def test_basicsrs_paired_dataset_reads_16_bit(tmp_path):
     assert dataset[0]["gt"][0, 1, 1].item() == pytest.approx(1 / 255, abs=1e-7)
 
 
+def test_basicsrs_single_pictures_have_the_luma_of_its_pairs(tmp_path):
+    """Of red it is 65.481 + 16 by BT.601; with red for blue it would be 24.966 + 16."""
+    from basicsr.data import build_dataset
+
+    red = np.zeros((4, 4, 3), np.uint8)
+    red[..., 2] = 255
+    cv2.imwrite(str(tmp_path / "red.png"), red)
+    opt = {"name": "red", "type": "SingleImageDataset", "phase": "val", "io_backend": {"type": "disk"}, "color": "y"}
+    dataset = build_dataset({**opt, "dataroot_lq": str(tmp_path)})
+    assert dataset[0]["lq"][0, 0, 0].item() * 255 == pytest.approx(65.481 + 16, abs=1e-3)
+
+
 def test_basicsrs_datasets_name_what_they_cannot_read(tmp_path):
     from basicsr.utils import imfrombytes
 

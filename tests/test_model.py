@@ -19,7 +19,7 @@ from hranet_arch import model as model_module
 from hranet_arch.errors import TrainingError
 from hranet_arch.hranet import LayerNorm2d
 from hranet_arch.model import DenoisingModel, find_compile_fault, get_root_logger
-from tests.conftest import load_network
+from tests.conftest import load_network, make_pictures
 
 
 class ScaleNet(torch.nn.Module):
@@ -727,6 +727,26 @@ def test_testing_writes_pictures_and_each_pictures_numbers(recipe, run, tmp_path
     assert record["input"]["psnr"] == pytest.approx(20.2, abs=1)
 
 
+def test_pictures_without_clean_ones_are_scored_by_what_needs_none(recipe, run, tmp_path):
+    from basicsr.metrics import calculate_niqe
+
+    make_pictures(Path("large"), 2, (200, 210))
+    torch.save(
+        {"params": registration.ARCH_REGISTRY.get("HRANet")(num_in_ch=3, num_out_ch=3, num_feat=8).state_dict()},
+        "net.pth",
+    )
+    test = {"name": "tested", "model_type": "DenoisingModel", "num_gpu": 0, "path": {"pretrain_network_g": "net.pth"}}
+    test["network_g"] = {"type": "HRANet", "num_in_ch": 3, "num_out_ch": 3, "num_feat": 8}
+    test["datasets"] = {"test": {"name": "real", "type": "SingleImageDataset", "dataroot_lq": "large"}}
+    niqe = {"type": "calculate_niqe", "crop_border": 4, "better": "lower"}
+    test["val"] = {"save_img": True, "metrics": {"psnr": {"type": "calculate_psnr", "crop_border": 0}, "niqe": niqe}}
+    assert run("test", test) == 0
+    record = json.loads((tmp_path / "results/tested/metrics.json").read_text())["real"]
+    assert set(record["output"]) == {"niqe"}
+    output = cv2.imread("results/tested/visualization/real/1_tested.png")
+    assert record["images"][1]["output"]["niqe"] == pytest.approx(calculate_niqe(output, 4))
+
+
 def test_a_test_that_breaks_off_keeps_what_it_had(recipe, run, capsys):
     """The second picture is smaller than the metric's border; pictures are named as ``suffix`` says."""
     params = registration.ARCH_REGISTRY.get("HRANet")(num_feat=8).state_dict()
@@ -781,6 +801,14 @@ def test_a_test_uses_the_averaged_weights(recipe, run, tmp_path):
     assert run("test", test) == 0
     measured = json.loads((tmp_path / "results/tested/metrics.json").read_text())["val"]["output"]["psnr"]
     assert measured == pytest.approx(state["best"]["val"]["psnr"]["val"], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [("noisy/a/0.png", "a/0"), ("clean/b/0.png", "b/0"), ("a/0", "a/0"), ("0", "0"), ("/etc/0", "0"), ("../../0", "0")],
+)
+def test_pictures_of_several_folders_and_keys_of_lmdbs_have_names_of_their_own(path, expected):
+    assert validation._name({"dataroot_lq": "noisy", "dataroot_gt": "clean"}, path, set()) == expected
 
 
 def test_the_first_metric_picks_the_best_network():

@@ -594,6 +594,8 @@ def test_missing_data_comes_with_the_command_that_makes_it(recipe):
     assert message.count(command) == 2
     assert "meta_info_file: list.txt is not there" in refusal(change(recipe, "datasets:val:meta_info_file=list.txt"))
     assert "path.pretrain_network_g: x.pth is not there." in refusal(change(recipe, "path:pretrain_network_g=x.pth"))
+    for key in ("datasets:val:dataroot_gt", "datasets:val:meta_info_file", "path:resume_state"):
+        assert "~nobody1/x is not there" in refusal(change(recipe, f"{key}=~nobody1/x"))  # no such user
     for name in ("net_g_8.pth", "net_g_best.pth", "8.state"):
         Path(name).write_bytes(b"")
     message = refusal(change(recipe, "path:pretrain_network_g=x.pth"))
@@ -654,6 +656,10 @@ def test_a_released_network_is_a_start_by_its_name(recipe):
         (
             ["train:accumulate=2", "train:pixel_opt={type: L1Loss, reduction: sum}"],
             "train.accumulate: adds up means of parts, but train.pixel_opt.reduction is sum",
+        ),
+        (
+            ["datasets:train={name: t, type: SingleImageDataset, dataroot_lq: val}"],
+            "datasets.train.type: SingleImageDataset has no clean pictures to learn from",
         ),
         (
             ["datasets:test={name: t, type: SingleImageDataset, dataroot_lq: val}"],
