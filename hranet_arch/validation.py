@@ -143,7 +143,7 @@ def score(metrics: dict, output: Tensor, gt: Tensor | None = None) -> dict[str, 
         try:
             with np.errstate(invalid="ignore", divide="ignore"), warnings.catch_warnings():
                 warnings.simplefilter("ignore", RuntimeWarning)  # of a mean over nothing
-                value = calculate_metric({name: convert(one) for name, one in pictures.items()}, options)
+                value = calculate_metric({key: convert(one) for key, one in pictures.items()}, options)
         except Exception as error:
             if not is_known(options["type"]):
                 raise
