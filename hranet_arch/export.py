@@ -27,6 +27,7 @@ from hranet_arch.onnx_network import INSTALL, import_onnxruntime, read_onnx
 SUFFIXES = {"onnx": ".onnx", "torchscript": ".pt", "safetensors": ".safetensors"}
 # The exporter's own operators are written in 18: no conversion. ONNX Runtime has had it since 1.14 (2023).
 OPSET = 18
+IR_VERSION = 8  # the file's, as old as that: newer ones are refused by ONNX Runtime before 1.18
 # Batch, height, width: the smallest, a line, less than an attention cell, whole cells, and cells cut on both sides.
 CHECKED_SIZES = ((1, 1, 1), (2, 7, 130), (1, 5, 3), (3, 64, 64), (1, 201, 103))
 EXAMPLE = (2, 37, 45)  # traced with; a size of 1 would be taken for one that never changes
@@ -176,6 +177,7 @@ def _make_onnx(network: LoadedNetwork) -> bytes:
         "bytes_per_pixel": f"{ARENA * memory.count_bytes_per_pixel(network.module, network.channels):.0f}",
     }
     onnx.helper.set_model_props(model, texts)
+    model.ir_version = min(model.ir_version, IR_VERSION)
     onnx.checker.check_model(model, full_check=True)
     return model.SerializeToString()
 

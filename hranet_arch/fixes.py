@@ -222,6 +222,9 @@ def save_or_raise() -> None:
             )
         if net_label == "net_g":  # what leaves no trace in the weights' shapes, such as HRANet's attention_pool
             content["network_g"] = json.dumps(self.opt["network_g"], default=str)
+            dataset = self.opt.get("datasets", {}).get("train", {})
+            if dataset.get("type") == "GaussianDenoisingDataset":
+                content["sigma"] = json.dumps(dataset["sigma"])
         content["iter"] = RUN.iteration  # of net_g_best and net_g_latest nothing else says it
         checkpoints.save_atomically(content, Path(self.opt["path"]["models"]) / f"{net_label}_{label}.pth")
 

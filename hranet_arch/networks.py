@@ -51,7 +51,8 @@ class Description:
     ``color`` (``gray`` or ``rgb``), ``task`` (``denoise``, ``sr`` or ``jpeg``), what the network was trained for,
     ``sigma`` (JSON: a number in grey levels, or ``[lowest, highest]``) or ``quality`` (JSON: JPEG's, in the same way;
     for ``sr`` it is ``upscale`` of ``network_g``), and ``card`` (JSON, all else). A ``.pth`` file of ours has
-    ``network_g`` beside the weights. Where the task is not said, it follows from the others; None: from nothing.
+    ``network_g`` beside the weights, and ``sigma`` if it was trained by a ``GaussianDenoisingDataset``. Where the task
+    is not said, it follows from the others; None: from nothing.
     """
 
     name: str

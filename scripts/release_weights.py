@@ -70,7 +70,11 @@ def release(run: Path, recipe: Path, output: Path) -> str:
             or not those that the run's newest training state speaks of.
     """
     # The newest: a run that was resumed by another file has several.
-    newest = max(run.glob("*.y*ml"), key=lambda path: path.stat().st_mtime, default=run / "options.yml")
+    newest = max(run.glob("*.y*ml"), key=lambda path: path.stat().st_mtime, default=None)
+    if newest is None:
+        raise InputError(
+            f"{run}: is no training's folder: it holds no option file. It has the name that is in {recipe}."
+        )
     opt = option_files.read_options(newest)
     if "network_g" not in opt:
         raise InputError(f"{newest}: is not the option file of a training, and newer than that of {run}. Move it away.")

@@ -104,7 +104,7 @@ def test_onnx_file_says_what_it_is(onnx_files):
     assert json.loads(texts["network_g"])["attention_gate"] == "sigmoid"
     assert json.loads(texts["sigma"]) == [0, 55] and json.loads(texts["card"]) == {"name": "a card"}
     assert (texts["color"], texts["task"], texts["halo"], texts["tile_multiple"]) == ("gray", "denoise", "120", "8")
-    assert [(one.domain, one.version) for one in model.opset_import] == [("", 18)]
+    assert [(one.domain, one.version) for one in model.opset_import] == [("", 18)] and model.ir_version == 8
     assert "BatchNormalization" not in {node.op_type for node in model.graph.node}
     dims = [dim.dim_param or dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim]
     assert dims == ["batch", 1, "height", "width"]

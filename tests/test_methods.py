@@ -45,6 +45,13 @@ SWINIR = {
 }  # fmt: skip
 
 
+def test_weights_may_lie_beside_a_folder_that_is_not_there(tmp_path):
+    (tmp_path / "experiments").mkdir()
+    torch.save({"params": build("HRANet", num_feat=8).state_dict()}, tmp_path / "experiments" / "net.pth")
+    method = methods.make_method({"weights": "../experiments/net.pth"}, make_task(), tmp_path / "weights")
+    assert method.arguments["num_feat"] == 8
+
+
 @needs_spandrel
 @pytest.mark.parametrize(("color", "shape"), [("gray", (37, 41)), ("rgb", (16, 23, 3))])
 def test_spandrel_recognises_swinir_from_weights_alone(tmp_path, color, shape):

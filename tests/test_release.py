@@ -374,6 +374,8 @@ def test_a_run_is_released_by_its_own_option_file(trained):
     run, record = trained
     other = Path("options/x.yml").read_text().replace("name: tiny", "name: other", 1)
     Path("options/x.yml").write_text(other)
+    with pytest.raises(InputError, match="nowhere: is no training's folder: it holds no option file. .* in x.yml"):
+        release_weights.release(Path("nowhere"), Path("x.yml"), Path("weights"))
     with pytest.raises(InputError, match="x.yml: trains other, and .*tiny is of tiny. Give the option file that made"):
         release(run, record)
     assert not Path("weights").exists()

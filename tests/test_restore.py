@@ -608,8 +608,11 @@ def test_a_checkpoint_of_ours_says_what_leaves_no_trace_in_its_shapes(tmp_path):
 
 def test_a_trained_checkpoint_says_its_network(recipe, run, tmp_path):
     recipe["network_g"]["attention_pool"] = "global"
+    recipe["datasets"]["train"]["sigma"] = [5, 25]
     assert run("train", recipe) == 0
-    assert networks.load_network("experiments/tiny/models/net_g_8.pth").module.attention_pool == "global"
+    network = networks.load_network("experiments/tiny/models/net_g_8.pth")
+    assert network.module.attention_pool == "global"
+    assert (network.description.sigma, network.description.task) == ((5, 25), "denoise")
 
 
 @pytest.mark.parametrize(
