@@ -68,4 +68,5 @@ def _find_detail(picture: np.ndarray) -> tuple[int, int, int]:
 
 
 def _vary(picture: np.ndarray, top: int, left: int, side: int) -> float:
-    return float(picture[top : top + side, left : left + side].std(dtype=np.float32))
+    part = picture[top : top + side, left : left + side].astype(np.float32)
+    return float((part.mean(axis=2) if part.ndim == 3 else part).std())  # of colours as such nothing is to be seen

@@ -36,17 +36,20 @@ def describe_machine(device: str | torch.device = "cpu") -> dict:
     return machine
 
 
-def describe_commit() -> str:
+def describe_commit(*folders: str) -> str:
     """The commit of this package's repository, with ``+changes`` if its files differ from it; else its version.
 
     Released weights do not count: who measures them names them by their own hash.
+
+    Args:
+        folders: of the repository, beside the package itself, whose changes count as well.
     """
     folder = Path(__file__).parent
     try:
         tracked = _git(folder, "ls-files", "--", Path(__file__).name)
         commit, changes = (
             _git(folder, "rev-parse", "HEAD"),
-            _git(folder, "status", "--porcelain", "--", ".", ":!weights"),
+            _git(folder, "status", "--porcelain", "--", ".", ":!weights", *(f":(top){one}" for one in folders)),
         )
     except (OSError, subprocess.CalledProcessError):  # no git, or no repository
         tracked = ""

@@ -136,7 +136,7 @@ def main() -> None:
     record = {
         "settings": {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()},
         "patch": PATCH, "batch": BATCH, "sigma": SIGMA, "halo": HALO, "training_pictures": len(training),
-        "commit": provenance.describe_commit(), "machine": provenance.describe_machine(), "runs": [],
+        "commit": provenance.describe_commit("scripts"), "machine": provenance.describe_machine(), "runs": [],
     }  # fmt: skip
     for seed in args.seeds:
         for pool in args.pools:

@@ -29,12 +29,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from interleave import ask_all, choose, compare, compile_all, running, take_turns, write_record
+from interleave import ask_all, begin_record, choose, compare, compile_all, positive, running, take_turns, write_record
 from torch import Tensor, nn
 
 from hranet_arch import arithmetic, checkpoints, fusion, noise
 from hranet_arch.allocator import keep_freed_memory
 from hranet_arch.complexity import count_macs
+from hranet_arch.errors import InputError
 from hranet_arch.hranet import HRANet, LightweightBlock
 from hranet_arch.images import decode_image, list_pictures, to_float
 
@@ -239,12 +240,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="JSON record to write")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="torch's threads, in each process")
+    parser.add_argument(
+        "--threads", type=positive, default=torch.get_num_threads(), help="torch's threads, in each process"
+    )
     parser.add_argument("--num-feat", type=int, nargs="+", default=[32, 64])
     parser.add_argument("--weights", type=Path, nargs="+", help="a checkpoint, or random, for each num-feat")
     parser.add_argument("--sizes", type=_size, nargs="+", default=[(256, 256), (321, 481), (512, 512)])
     parser.add_argument("--pictures", type=Path, help="clean pictures for the cost in dB; default: the sample's four")
-    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--rounds", type=positive, default=6)
     parser.add_argument("--block-time", type=float, default=1.0, help="seconds of a turn, at least")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="these contestants besides stock")
     parser.add_argument("--quick", action="store_true", help="a narrow network, small pictures: does it run?")
@@ -254,18 +257,27 @@ def main() -> None:
         arguments.only = arguments.only or ["ours", "merged branches"]
     if arguments.weights and len(arguments.weights) != len(arguments.num_feat):
         parser.error("--weights: one file for each of --num-feat")
+    if missing := [str(path) for path in arguments.weights or [] if path != RANDOM and not path.is_file()]:
+        parser.error(f"--weights: {', '.join(missing)}: there is no such file.")
+    try:
+        run(arguments)
+    except InputError as error:
+        parser.error(str(error))
+
+
+def run(arguments: argparse.Namespace) -> None:
     pictures = read_pictures(arguments.pictures)
     named = [path.name for path in arguments.weights or [RANDOM]]
     shown = {**vars(arguments), "output": arguments.output.name, "weights": named, "sigma": SIGMA}
     shown["pictures"] = arguments.pictures.name if arguments.pictures else "sample"
     torch.backends.cudnn.benchmark = True  # as in the contestants' processes: the record tells of this one
-    results: dict[str, dict] = {}
+    record = begin_record(shown, arguments.device) | {"networks": {}}
     for num_feat, weights in zip(arguments.num_feat, arguments.weights or [RANDOM] * len(arguments.num_feat)):
         settings = {"num_feat": num_feat, "weights": None if weights == RANDOM else str(weights)}
         settings |= {key: getattr(arguments, key) for key in ("device", "threads")}
         for result in measure(settings, arguments, pictures):
-            results[f"HRANet num_feat={num_feat}"] = result
-            write_record(arguments.output, shown, arguments.device, {"networks": results})
+            record["networks"][f"HRANet num_feat={num_feat}"] = result
+            write_record(arguments.output, record)
         for entry in result["sizes"]:
             for name, values in entry["contestants"].items():
                 size, seconds = f"{entry['height']}x{entry['width']}", values["seconds"]["median"]

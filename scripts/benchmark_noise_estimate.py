@@ -66,7 +66,7 @@ def main() -> None:
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     pictures = [decode_image(path.read_bytes(), str(path), "gray") / 255 for path in paths]
     record = {
-        "commit": describe_commit(),
+        "commit": describe_commit("scripts"),
         "what": "error of estimated noise levels, in grey levels, on the pictures of a folder",
         "folder": arguments.folder.name,
         "pictures": len(paths),

@@ -35,6 +35,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="record to write")
     arguments = parser.parse_args()
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    commit = provenance.describe_commit("scripts")
     torch.set_num_threads(arguments.threads)
     keep_freed_memory()  # as the command does
     networks = [load_network(name) for name in arguments.model] if arguments.model else make_networks()
@@ -42,7 +43,7 @@ def main() -> None:
     record = {
         "what": "seconds of one forward pass, fp32: PyTorch as `basicsr denoise` runs it, and ONNX Runtime",
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
-        "commit": provenance.describe_commit(),
+        "commit": commit,
         "machine": describe_machine(),
         "settings": {
             "rounds": arguments.rounds,

@@ -16,7 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from interleave import write_record
+from interleave import begin_record, positive, write_record
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -74,17 +74,17 @@ def measure(networks: dict[str, nn.Module], rounds: int) -> list[dict]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--rounds", type=int, default=6, help="how often each has its turn")
+    parser.add_argument("--threads", type=positive, default=torch.get_num_threads())
+    parser.add_argument("--rounds", type=positive, default=6, help="how often each has its turn")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="record to write")
     arguments = parser.parse_args()
     keep_freed_memory()  # as the command does
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
-    results = measure({name: build(file) for name, file in FILES.items()}, arguments.rounds)
     settings = {"rounds": arguments.rounds, "threads": arguments.threads}
-    settings |= {"picture": PICTURE, "patch": PATCH, "batch": BATCH}
-    write_record(arguments.output, settings, "cpu", {"results": results})
+    record = begin_record(settings | {"picture": PICTURE, "patch": PATCH, "batch": BATCH}, "cpu")
+    results = measure({name: build(file) for name, file in FILES.items()}, arguments.rounds)
+    write_record(arguments.output, record | {"results": results})
 
 
 if __name__ == "__main__":

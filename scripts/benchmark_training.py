@@ -35,13 +35,25 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from interleave import Contestant, choose, compare, compile_all, running, summarize, take_turns, write_record
+from interleave import (
+    Contestant,
+    begin_record,
+    choose,
+    compare,
+    compile_all,
+    positive,
+    running,
+    summarize,
+    take_turns,
+    write_record,
+)
 from torch import Tensor
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from hranet_arch import arithmetic
 from hranet_arch.checkpoints import hash_params
+from hranet_arch.errors import InputError
 from hranet_arch.hranet import HRANet, LightweightBlock
 
 FAST = {"degrade_on": "device", "channels_last": True, "precision": "bf16", "fused": True, "keep_memory": True}
@@ -333,18 +345,18 @@ def measure(settings: dict, arguments: argparse.Namespace) -> Iterator[dict]:
 
 
 def main() -> None:
-    from hranet_arch.prepare import prepare_lmdb
-
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--input", type=Path, required=True, help="folder of clean pictures, e.g. BSD400")
     parser.add_argument("--output", type=Path, required=True, help="JSON record to write")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="torch's threads, in each process")
+    parser.add_argument(
+        "--threads", type=positive, default=torch.get_num_threads(), help="torch's threads, in each process"
+    )
     parser.add_argument("--num-feat", type=int, nargs="+", default=[32, 64])
-    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--batch", type=positive, default=16)
     parser.add_argument("--workers", type=int, default=None, help="of the DataLoader; default: 2, on a GPU BasicSR's 6")
-    parser.add_argument("--rounds", type=int, default=6)
-    parser.add_argument("--steps", type=int, default=None, help="timed steps of a turn; default: 10, on a GPU 200")
+    parser.add_argument("--rounds", type=positive, default=6)
+    parser.add_argument("--steps", type=positive, default=None, help="timed steps of a turn; default: 10, on a GPU 200")
     parser.add_argument("--curve-steps", type=int, default=150, help="of a loss curve; 0 for none")
     parser.add_argument("--curve-runs", type=int, default=3, help="loss curves of stock, and of ours; at least 2")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="these contestants besides stock")
@@ -354,8 +366,6 @@ def main() -> None:
         parser.error(f"--curve-steps {arguments.curve_steps}: 0 for no curves, or at least {2 * WINDOW}.")
     if arguments.curve_steps and arguments.curve_runs < 2:
         parser.error(f"--curve-runs {arguments.curve_runs}: at least 2, to know how far runs differ.")
-    if arguments.steps == 0:
-        parser.error("--steps 0: at least 1.")
     if arguments.quick:
         arguments.num_feat, arguments.batch, arguments.rounds, arguments.steps = [4], 2, 2, 2
         arguments.curve_steps, arguments.curve_runs, arguments.only = 2 * WINDOW, 2, arguments.only or ["ours"]
@@ -363,10 +373,19 @@ def main() -> None:
         arguments.steps = 200 if arguments.device == "cuda" else 10
     if arguments.workers is None:
         arguments.workers = 6 if arguments.device == "cuda" else 2
+    try:
+        run(arguments)
+    except InputError as error:
+        parser.error(str(error))
+
+
+def run(arguments: argparse.Namespace) -> None:
+    from hranet_arch.prepare import prepare_lmdb
+
     shown = {**vars(arguments), "input": arguments.input.name, "output": arguments.output.name}
     shown |= {"patch": PATCH, "sigma": SIGMA}
     torch.backends.cudnn.benchmark = True  # as in the contestants' processes: the record tells of this one
-    results: dict[str, dict] = {}
+    record = begin_record(shown, arguments.device) | {"networks": {}}
     with tempfile.TemporaryDirectory() as folder:
         lmdb = str(Path(folder, "train.lmdb"))
         prepare_lmdb(arguments.input, lmdb, gray=True)
@@ -374,8 +393,8 @@ def main() -> None:
             settings = {"lmdb": lmdb, "num_feat": num_feat}
             settings |= {key: getattr(arguments, key) for key in ("device", "threads", "batch", "workers")}
             for result in measure(settings, arguments):
-                results[f"HRANet num_feat={num_feat}"] = result
-                write_record(arguments.output, shown, arguments.device, {"networks": results})
+                record["networks"][f"HRANet num_feat={num_feat}"] = result
+                write_record(arguments.output, record)
             for name, one in result["contestants"].items():
                 speedup, waiting = one["speedup"]["median"], one["waiting"]["median"]
                 print(f"{num_feat:4d}  {name:28s} {speedup:6.2f} x stock, {waiting:6.1%} waiting for data", flush=True)

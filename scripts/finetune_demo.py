@@ -105,6 +105,7 @@ def main() -> None:
     arguments = parser.parse_args()
     for path in filter(None, (arguments.record, arguments.picture, arguments.real)):
         path.parent.mkdir(parents=True, exist_ok=True)
+    commit = provenance.describe_commit("scripts", "options")
     make_pairs()
     kinds = {"lq": "noisy", "gt": "clean"}
     places = [f"{part}:dataroot_{key}={PAIRS}/{part}_{kind}" for part in PARTS for key, kind in kinds.items()]
@@ -117,7 +118,7 @@ def main() -> None:
     draw_real(arguments.real)
     if arguments.record:
         machine = provenance.describe_machine("cpu")
-        record = {"commit": provenance.describe_commit(), "machine": machine, "camera": CAMERA, "recipe": RECIPE,
+        record = {"commit": commit, "machine": machine, "camera": CAMERA, "recipe": RECIPE,
                   "methods": METHODS, "psnr": scores, "mean": means}  # fmt: skip
         write_text(arguments.record, json.dumps(record, indent=1) + "\n")
 

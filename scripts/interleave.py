@@ -7,6 +7,7 @@ backwards, and only the one whose turn it is runs.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import multiprocessing
@@ -161,14 +162,20 @@ def compare(seconds: Mapping[str, list[float]], stock: str) -> dict[str, dict]:
     }
 
 
-def write_record(path: Path, settings: dict, device: str, results: dict) -> None:
-    """Writes a benchmark's record: where and how it was made, and what came out."""
+def begin_record(settings: dict, device: str) -> dict:
+    """Where and how a benchmark's record is made: as it is now, when the contestants are about to load their code."""
     plain = {name: str(value) if isinstance(value, Path) else value for name, value in settings.items()}
-    record = {
-        "commit": provenance.describe_commit(),
-        "machine": provenance.describe_machine(device),
-        "settings": plain,
-        **results,
-    }
+    machine = provenance.describe_machine(device) | {"threads": settings["threads"]}  # theirs
+    return {"commit": provenance.describe_commit("scripts"), "machine": machine, "settings": plain}
+
+
+def write_record(path: Path, record: dict) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(record, indent=1) + "\n")
+
+
+def positive(text: str) -> int:
+    """A whole number from 1 on, for ``argparse``."""
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not allowed: 1 or more")
+    return int(text)

@@ -15,7 +15,7 @@ from pathlib import Path
 from hranet_arch.files import write_text
 from hranet_arch.networks import Description
 from hranet_arch.record import Record, Result, read_record
-from hranet_arch.scores import MISSING, Published, list_groups, list_published, name_group
+from hranet_arch.scores import MISSING, Published, is_partial, list_groups, list_published, name_group
 from hranet_arch.tables import escape_markdown, format_results, join_rows
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -74,8 +74,10 @@ def summarize(records: list[Record]) -> str:
         parameters = [record.methods[_find_name(record, name)].costs[0].parameters for record in records]
         cells = [" / ".join(dict.fromkeys(f"{count / 1e6:.2f} M" for count in parameters))]
         for record, testset in sets:
-            results = [record.find(_find_name(record, name), testset, level) for level in record.protocol.levels]
-            cells.append(" / ".join(f"{result.psnr:.2f}" for result in results))
+            results = [
+                _find_whole(record, _find_name(record, name), testset, level) for level in record.protocol.levels
+            ]
+            cells.append(" / ".join(MISSING if one is None else f"{one.psnr:.2f}" for one in results))
         rows.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(rows)
 
@@ -83,6 +85,12 @@ def summarize(records: list[Record]) -> str:
 def _find_name(record: Record, name: str) -> str:
     """DnCNN's authors call the network for colour CDnCNN."""
     return name if name in record.methods else f"C{name}"
+
+
+def _find_whole(record: Record, name: str, testset: str, level: float) -> Result | None:
+    """A result over all pictures of the set; one over some of them is beside no other."""
+    result = record.find(name, testset, level)
+    return None if result is None or result.psnr is None or is_partial(record, result) else result
 
 
 def format_weights(folder: Path) -> str:
@@ -122,9 +130,11 @@ def format_margins(record: Record) -> str:
     published = list_published(record.model_copy(update={"published": [other for _, other in pairs]}))
     rows = [["PSNR above another's, dB", *(escape_markdown(name_group(record, group)) for group in groups)]]
     for name, other in pairs:
-        mine = [record.find(name, *group) for group in groups]
-        theirs = [record.find(other, *group) or published.get(other, {}).get(group) for group in groups]
-        where = "" if other in record.methods else " (published)"
+        mine = [_find_whole(record, name, *group) for group in groups]
+        is_measured = other in record.methods
+        printed = published.get(other, {})
+        theirs = [_find_whole(record, other, *group) if is_measured else printed.get(group) for group in groups]
+        where = "" if is_measured else " (published)"
         rows.append([f"{name} above {other}{where}", *map(_subtract, mine, theirs)])
     return f"{join_rows(rows)}\n\n"
 

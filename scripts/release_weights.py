@@ -29,6 +29,7 @@ from hranet_arch.files import whole_file, write_text
 from hranet_arch.hranet import HRANet
 from hranet_arch.images import list_pictures
 from hranet_arch.record import Record, read_record
+from hranet_arch.scores import is_partial
 
 WEIGHTS = Path(__file__).resolve().parent.parent / "hranet_arch" / "weights"
 LARGEST = 5_000_000  # bytes
@@ -88,7 +89,8 @@ def release(run: Path, recipe: Path, output: Path) -> str:
     network = HRANet(**arguments)
     network.load_state_dict(params)
     task, level = read_degradation(opt["datasets"]["train"])
-    card = describe(run, recipe, opt, network) | {"results": {}, "commit": provenance.describe_commit()}
+    card = describe(run, recipe, opt, network)
+    card |= {"results": {}, "commit": provenance.describe_commit("scripts", "options")}
     best = card["validation"]["iteration"]
     if checkpoint.get("iter", best) != best:  # absent before 2026-11-26
         raise InputError(
@@ -185,7 +187,7 @@ def find_results(record: Record, sha256: str) -> dict[str, dict[str, dict]]:
         level, method = f"{one.level:g}", record.methods[one.method]
         measured = method.weights.get(level, method.weights.get("all"))
         is_own = measured and measured.sha256 == sha256 and not method.ensemble
-        if is_own and None not in (one.psnr, one.ssim):
+        if is_own and None not in (one.psnr, one.ssim) and not is_partial(record, one):
             scores = {"psnr": round(one.psnr, 4), "ssim": round(one.ssim, 6), "pictures": len(one.pictures)}
             results.setdefault(one.testset, {})[level] = scores
     return results

@@ -165,7 +165,8 @@ def read_curve(options: dict) -> dict:
     seconds = [
         (after - before) / PRINT_EVERY
         for (first, before), (second, after) in zip(lines, lines[1:])
-        if second - first == PRINT_EVERY and first not in validated  # a validation comes after its iteration's line
+        # A validation comes after its iteration's line.
+        if second - first == PRINT_EVERY and not any(first <= step < second for step in validated)
     ]
     return {"psnr": psnr, "step_seconds": summarize(seconds)}
 
@@ -213,9 +214,10 @@ def try_all(arguments: argparse.Namespace) -> None:
     for name, seed in [(name, seed) for seed in seeds for name in names if (name, length, seed) not in done]:
         # By its changes, too: a run that lies there from a variant that was called alike is not gone on with.
         run = f"{arguments.output.stem}_{name.replace(' ', '_')}_{length}_{seed}_{make_key(trials[name])[:8]}"
+        commit = provenance.describe_commit("scripts", "options")  # of this one: a record may grow over commits
         options = train(opt, [squeeze(run, seed, length, arguments.validate_every), trials[name]])
         result = {"trial": name, "iterations": length, "seed": seed, "changes": trials[name]}
-        result |= {"commit": provenance.describe_commit(), **read_curve(options)}  # a record may grow over commits
+        result |= {"commit": commit, **read_curve(options)}
         print(f"{name}, seed {seed}: {list(result['psnr'].values())[-1]:.3f} dB", flush=True)
         record["results"].append(result)
         write_text(arguments.output, json.dumps(record, indent=1) + "\n")
@@ -229,7 +231,8 @@ def read_record(path: Path, settings: dict) -> dict:
     """
     if not path.is_file():
         machine = provenance.describe_machine()
-        return {"commit": provenance.describe_commit(), "machine": machine, "settings": settings, "results": []}
+        commit = provenance.describe_commit("scripts", "options")
+        return {"commit": commit, "machine": machine, "settings": settings, "results": []}
     try:
         record = json.loads(path.read_text("utf-8"))
     except ValueError as error:

@@ -36,7 +36,7 @@ def run(script, *arguments):
 
 def assert_says_how_it_was_made(record):
     assert record["commit"] and record["machine"]["versions"]["torch"] == torch.__version__
-    assert record["machine"]["device"] == "cpu" and record["settings"]["threads"] == 1
+    assert record["machine"]["device"] == "cpu" and record["settings"]["threads"] == record["machine"]["threads"] == 1
     assert not any("/" in str(value) for value in record["settings"].values())  # no path of this machine
 
 
@@ -158,6 +158,26 @@ def test_curves_that_could_not_disagree_are_refused(arguments, monkeypatch, caps
     with pytest.raises(SystemExit) as ended:
         benchmark_training.main()
     assert ended.value.code == 2 and f"{' '.join(arguments)}: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "message"),
+    [
+        ("benchmark_training", ["--input", "a", "--rounds", "0"], "--rounds: '0' is not allowed: 1 or more"),
+        ("benchmark_training", ["--input", "a", "--steps", "-2"], "--steps: '-2' is not allowed: 1 or more"),
+        ("benchmark_training", ["--input", "a"], "a: no such folder. Give a folder of pictures."),
+        ("benchmark_inference", ["--rounds", "0"], "--rounds: '0' is not allowed: 1 or more"),
+        ("benchmark_inference", ["--pictures", "a"], "a: no such folder. Give a folder of pictures."),
+        ("benchmark_inference", ["--num-feat", "4", "--weights", "a.pth"], "--weights: a.pth: there is no such file."),
+    ],
+)
+def test_what_a_benchmark_cannot_use_is_told_of_first(script, arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", [f"{script}.py", "--output", "r.json", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        importlib.import_module(script).main()
+    assert ended.value.code == 2 and message in capsys.readouterr().err
+    assert not Path("r.json").exists()
 
 
 def test_waiting_is_a_share_and_what_was_read_ahead_is_not_timed():
@@ -539,6 +559,19 @@ def test_a_steps_time_is_read_where_nothing_was_validated(tmp_path, monkeypatch)
         writer.add_scalar("metrics/strong/psnr", 20.0, 300)
     assert 300 not in read_curve({"name": "tiny", "val": {"best_on": ["BSD400_val", "strong"]}})["psnr"]
     assert curve["step_seconds"] == pytest.approx({"median": 0.5, "lower_quartile": 0.45, "upper_quartile": 0.55})
+
+
+def test_a_validation_between_two_lines_is_in_no_steps_time(tmp_path, monkeypatch):
+    """25 seconds for 50 iterations, and 60 more for the validation after the 120th."""
+    from try_recipes import read_curve
+
+    monkeypatch.chdir(tmp_path)
+    with SummaryWriter(tmp_path / "tb_logger" / "tiny") as writer:
+        for step, time in ((50, 0), (100, 25), (150, 110), (200, 135)):
+            writer.add_scalar("losses/l_pix", 0.1, step, walltime=time)
+        writer.add_scalar("metrics/val/psnr", 25.5, 120)
+    seconds = read_curve({"name": "tiny", "val": {"best_on": "val"}})["step_seconds"]
+    assert seconds == pytest.approx({"median": 0.5, "lower_quartile": 0.5, "upper_quartile": 0.5})
 
 
 @pytest.mark.parametrize("group", ["base", "found", "tuned", "continued", "control", "taught"])

@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import re
+import subprocess
 from dataclasses import asdict
 
 import pytest
@@ -386,3 +387,24 @@ def test_the_machine_is_described_without_names_and_paths():
     assert {"dtype", "cuda_matmul", "cudnn_conv", "deterministic"} <= set(machine["precision"])
     assert not re.search(rf'"{re.escape(platform.node())}"', text)
     assert os.getcwd() not in text and os.path.expanduser("~") not in text
+
+
+def test_changes_of_the_package_and_of_what_is_named_show_in_the_commit(tmp_path, monkeypatch):
+    for name in ("package/provenance.py", "package/weights/a.txt", "scripts/measure.py", "docs/a.md"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("a")
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b.c"]
+    for words in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "a"]):
+        subprocess.run([*git, *words], check=True)
+    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "package" / "provenance.py"))
+    commit = provenance.describe_commit("scripts")
+    assert re.fullmatch("[0-9a-f]{40}", commit)
+    for name in ("docs/a.md", "package/weights/a.txt"):
+        (tmp_path / name).write_text("b")
+        assert provenance.describe_commit("scripts") == commit
+    (tmp_path / "scripts" / "measure.py").write_text("b")
+    assert provenance.describe_commit() == commit
+    assert provenance.describe_commit("scripts") == f"{commit}+changes"
+    subprocess.run([*git, "checkout", "-q", "scripts"], check=True)
+    (tmp_path / "package" / "provenance.py").write_text("b")
+    assert provenance.describe_commit("scripts") == provenance.describe_commit() == f"{commit}+changes"

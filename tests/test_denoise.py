@@ -394,6 +394,13 @@ def test_the_comparison_has_both_pictures_and_the_detail_where_most_is_to_be_see
     assert stripes == 63  # 64 columns enlarged without smoothing
 
 
+def test_colours_without_structure_are_no_detail():
+    """Between red, green and blue a flat sky differs more than textured stone does from pixel to pixel."""
+    picture = np.full((200, 200, 3), (30, 110, 200), np.uint8)
+    picture[128:192, 96:160] = make("x.png", 64, 64)[..., None] // 4 + 82  # as bright
+    assert before_after._find_detail(picture) == (128, 96, 64)
+
+
 @pytest.mark.parametrize("shape", [(1, 1), (1, 50), (70, 1, 3), (1500, 2000, 3)])
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "float16", "float64"])
 def test_pictures_of_any_size_and_depth_are_compared(shape, dtype):

@@ -215,6 +215,13 @@ def convolve_levels(conv, levels, step, weight_levels):
     return (sums if conv.bias is None else sums + conv.bias[:, None, None]).clamp(min=0).float()
 
 
+@needs_int8
+def test_levels_are_counted_whatever_the_arithmetic_around():
+    levels = eight_bits.count_weight_levels()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert eight_bits.count_weight_levels.__wrapped__() == levels
+
+
 GEOMETRIES = [{"kernel_size": 5, "padding": 2}, {"kernel_size": 3, "stride": 2}, {"kernel_size": 3, "bias": False},
               {"kernel_size": 3, "groups": 2, "padding": 1}, {"kernel_size": 1}]  # fmt: skip
 

@@ -355,6 +355,9 @@ def test_results_of_an_ensemble_or_of_fewer_sets_do_not_take_the_place_of_the_ne
     both = Record.model_validate({**data, "results": data["results"] + plus})
     release_weights.update_cards(both, Path("weights"))
     assert json.loads(read_metadata("weights/tiny.safetensors")["card"])["results"]["Set"]["25"]["psnr"] == 30.0
+    results = [one.model_copy(update={"pictures": one.pictures[1:]}) for one in record.results]
+    with pytest.raises(InputError, match="has scores of Set at 25|the record measured none of the weights"):
+        release_weights.update_cards(record.model_copy(update={"results": results}), Path("weights"))
     other = json.loads(json.dumps(data).replace('"Set"', '"Other"'))
     with pytest.raises(InputError, match="tiny.safetensors: has scores of Set at 25, which the record has not"):
         release_weights.update_cards(Record.model_validate(other), Path("weights"))
@@ -529,3 +532,10 @@ def test_differences_are_of_measured_and_of_published_values():
     assert read_cells(32.9951, 33.0049)["HRANet above ADNet"] == "-0.01"  # printed as 33.00 both
     assert read_cells(32.9949, 32.9951)["HRANet above ADNet"] == "+0.00"
     assert make_results.format_margins(record.model_copy(update={"name": "another"})) == ""
+    results = [
+        one.model_copy(update={"pictures": one.pictures[:3]}) if one.method == "ADNet" else one
+        for one in record.results
+    ]
+    partial = record.model_copy(update={"results": results})
+    assert "| HRANet above ADNet | — | — |" in make_results.format_margins(partial)
+    assert "| ADNet | 0.52 M | — / — / — |" in make_results.summarize([partial])
