@@ -13,6 +13,10 @@ __all__ = ["Deblocker", "Denoiser", "HRANet", "Upscaler", "__version__"]
 MODULES = {"HRANet": "hranet", "Deblocker": "restore", "Denoiser": "restore", "Upscaler": "restore"}
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
 def __getattr__(name: str) -> object:
     """Each on its first use: the command's help needs no torch, and who wants the network does not need the peers."""
     if name in MODULES:

@@ -55,6 +55,9 @@ def main(argv: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         status = 130
         print("basicsr: stopped.", file=sys.stderr)
+    except MemoryError:
+        status = 1
+        print("basicsr: not enough memory. Close other programs, or take smaller pictures or batches.", file=sys.stderr)
     except BrokenPipeError:  # `basicsr list | head`
         status = 1
     except OSError as error:
@@ -238,7 +241,8 @@ def _profile(arguments: argparse.Namespace) -> None:
     options.check_network(network, registries)
     built = preflight.build_network("network_g", network)
     defaults = inspect.signature(type(built)).parameters
-    colors = {one.get("color") for one in (opt.get("datasets") or {}).values() if isinstance(one, dict)}
+    datasets = opt["datasets"].values() if isinstance(opt.get("datasets"), dict) else []
+    colors = {str(one.get("color")) for one in datasets if isinstance(one, dict)}
     channels = [network.get(key, defaults[key].default) for key in CHANNEL_KEYS if key in defaults]
     channels = channels or [1 if colors & {"gray", "y"} else 3]
     size = (channels[0], *arguments.size)

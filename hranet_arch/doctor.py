@@ -9,7 +9,7 @@ from importlib import metadata
 import torch
 
 from hranet_arch import arithmetic, compat
-from hranet_arch.errors import InputError
+from hranet_arch.errors import InputError, first_line
 
 PACKAGES = ("hranet-arch", "basicsr", "torch", "torchvision", "numpy", "opencv-python", "lmdb", "pydantic")
 TENSORBOARDS = ("tensorboard", "tb-nightly")
@@ -71,13 +71,19 @@ def _examine_basicsr() -> list[str]:
 
 
 def _train_briefly() -> list[str]:
-    from hranet_arch.hranet import HRANet
-
     device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         arithmetic.find_device(device)
+        return _take_steps(device)
     except InputError as error:
         return [str(error)]
+    except Exception as error:  # whatever is wrong here is what is asked
+        return [f"a training step on {device} failed: {type(error).__name__}: {first_line(error)}"]
+
+
+def _take_steps(device: str) -> list[str]:
+    from hranet_arch.hranet import HRANet
+
     network = HRANet(num_feat=16).to(device)
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
     clean = torch.rand(2, 1, 48, 48, device=device)

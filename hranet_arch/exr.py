@@ -67,6 +67,9 @@ def _read_attribute(file: BinaryIO) -> tuple[str, bytes] | None:
         return None
     _read_text(file)  # the type
     (length,) = struct.unpack("<I", file.read(4))
+    if name not in ("channels", "dataWindow"):
+        file.seek(length, os.SEEK_CUR)  # a preview may be large
+        return name, b""
     data = file.read(min(length, 2**20))
     if len(data) < length:
         raise ValueError("cut off")

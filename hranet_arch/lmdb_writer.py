@@ -5,6 +5,7 @@ Whoever writes holds the lock ``sibling(output, "lock")``: what lies under the o
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -81,7 +82,9 @@ def recover(outputs: list[Path]) -> None:
     """Puts back what a run was about to replace when it was killed between the renames of ``publish``: all or none."""
     replaced = [output for output in outputs if sibling(output, "old").exists()]
     is_whole = not any(sibling(output, "tmp").exists() for output in outputs)
-    if is_whole and all(output.exists() for output in replaced):
+    if is_whole and all(output.exists() for output in replaced):  # it was killed behind them
+        for output in replaced:
+            _discard(sibling(output, "old"))
         return
     for output in replaced:
         shutil.rmtree(output, ignore_errors=True)
@@ -102,4 +105,13 @@ def publish(outputs: list[Path]) -> None:
             os.replace(target, source)
         raise
     for output in outputs:
-        shutil.rmtree(sibling(output, "old"), ignore_errors=True)
+        _discard(sibling(output, "old"))
+
+
+def _discard(folder: Path) -> None:
+    """Deletes a folder, under another name: half deleted, it must not be put back."""
+    doomed = folder.with_suffix(".doomed")
+    shutil.rmtree(doomed, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        os.replace(folder, doomed)
+    shutil.rmtree(doomed, ignore_errors=True)

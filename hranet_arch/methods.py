@@ -200,7 +200,9 @@ def _find_weights(weights: str | None, task: Task, root: Path) -> Path | None:
     released = networks.list_released()
     if text in released:
         return released[text].path
-    path = Path(os.path.normpath(root / os.path.expanduser(text)))  # ".." needs no folder to come out of
+    path = root / os.path.expanduser(text)
+    if not path.is_file():
+        path = Path(os.path.normpath(path))  # ".." needs no folder to come out of
     if not path.is_file():
         known = suggest(text, released) if not path.suffix else ""
         raise InputError(f"{path}: there are no such weights. Put them there, or set weights_root.{known}")

@@ -244,7 +244,9 @@ def _check_arguments(entry: Any, where: str, value: dict, given: tuple[str, ...]
 def _check_dataset(where: str, dataset: dict, phase: str) -> list[str]:
     errors = []
     roots = {key: value for key, value in dataset.items() if key.startswith("dataroot_") and isinstance(value, str)}
-    dataset.update({key: os.path.expanduser(root) for key, root in roots.items()})  # pathlib's fails for nobody's home
+    # os.path's: pathlib's fails where there is no such user.
+    roots = {key: str(Path(os.path.expanduser(root))) for key, root in roots.items()}
+    dataset.update(roots)
     for key in roots:
         if not Path(dataset[key]).exists():
             errors.append(f"{where}.{key}: {dataset[key]} is not there. {_how_to_make(key, dataset)}")
@@ -318,9 +320,10 @@ def _find_file(key: str, value: str) -> Path:
 def _check_together(options: dict, is_train: bool) -> list[str]:
     """What one key says of another; completes what depends on others."""
     errors = _check_validation(options) if is_train else []
-    train = options["datasets"].get("train", {})
-    if train.get("type") == "SingleImageDataset" and options["model_type"] in schema.MODELS:
-        errors.append("datasets.train.type: SingleImageDataset has no clean pictures to learn from; for tests alone.")
+    dataset, teacher = options["datasets"].get("train", {}), (options.get("train") or {}).get("teacher")
+    if dataset.get("type") == "SingleImageDataset" and options["model_type"] in schema.MODELS and not teacher:
+        without = "SingleImageDataset has no clean pictures to learn from"
+        errors.append(f"datasets.train.type: {without}; take PairedDenoisingDataset, or name a train.teacher.")
     if options["model_type"] == "SwinIRModel" and "window_size" not in options["network_g"]:
         errors.append("model_type: SwinIRModel needs network_g.window_size; for other networks write RestorationModel.")
     for phase, dataset in options["datasets"].items():

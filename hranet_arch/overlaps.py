@@ -63,6 +63,8 @@ def find_test_pictures(training: Iterable[str | Path], testsets: Mapping[str, Se
         InputError: for folders that are missing and pictures that cannot be read.
     """
     items = list(_list_training(training))
+    for path in {path for _, path, key in items if key is not None}:
+        open_lmdb(path)  # before there are threads: two that open one at once are refused
     indices = [_Index(name, [Path(path) for path in paths]) for name, paths in testsets.items()]
 
     def compare(item: tuple[str, Path, str | None]) -> list[Overlap]:

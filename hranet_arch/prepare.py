@@ -275,6 +275,8 @@ def _find_differences(manifest: dict, recipe: _Recipe, side: _Side, workers: int
     now = {"format": FORMAT, **asdict(recipe.settings), "bytes of data.mdb": size}
     then = {"format": manifest["format"], **manifest["settings"], "bytes of data.mdb": manifest["data_bytes"]}
     differences = [f"{name} is {now[name]!r}, was {then.get(name)!r}" for name in now if now[name] != then.get(name)]
+    if not (side.output / "meta_info.txt").is_file():
+        differences.append("meta_info.txt is gone")
     position = recipe.sides.index(side)
     files = [(side.folder / names[position], names[position], key) for key, names in recipe.items]
     pictures = {record["name"]: record for record, _ in _map_in_order(_fingerprint, files, workers)}

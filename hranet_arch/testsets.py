@@ -238,15 +238,16 @@ def link_or_copy(found: FoundSet, output: str | Path = "datasets", *, link: bool
     folder = Path(output, found.name)
     if not found.is_usable:
         raise InputError(f"{found.name}: {found.status}; {len(found.missing)} pictures are not as published.")
-    there = {path.stem: path for path in folder.iterdir() if path.name[0] != "."} if folder.is_dir() else {}
-    others = [path.name for stem, path in there.items() if not _is_equal(path, found.files.get(stem))]
+    there = [path for path in folder.iterdir() if path.name[0] != "."] if folder.is_dir() else []
+    stems = Counter(path.stem for path in there)
+    others = [path.name for path in there if stems[path.stem] > 1 or not _is_equal(path, found.files.get(path.stem))]
     if others:
         names = ", ".join(sorted(others)[:5])
         raise InputError(f"{folder}: holds something else than {found.name}: {names}. Move it away.")
     folder.mkdir(parents=True, exist_ok=True)
     for stem, path in found.files.items():
         target = folder / f"{stem}{path.suffix}"
-        if stem in there:
+        if stem in stems:
             continue
         if link:
             target.symlink_to(path.resolve())

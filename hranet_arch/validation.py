@@ -77,7 +77,7 @@ def validate(model, dataloader, current_iter: int | str, tb_logger, save_img: bo
                 rows[-1]["input"] = _input_score(model, metrics, dataset_name, path, images)
         else:
             metrics = {name: options for name, options in metrics.items() if not _takes_reference(options["type"])}
-            rows.append({"name": name, "output": score(metrics, images["result"])})
+            rows.append({"name": name, "output": _score_alone(metrics, images["result"])})
         if tb_logger and len(examples) < model.opt["val"].get("tb_images", 4):
             examples.append((name, _side_by_side(images)))
         RUN.is_started = True  # there is something to keep now
@@ -153,6 +153,17 @@ def score(metrics: dict, output: Tensor, gt: Tensor | None = None) -> dict[str, 
             ) from error
         # Undefined here means undefined for this pair of pictures, not a network that failed.
         scores[name] = float(value) if math.isfinite(value) else math.inf
+    return scores
+
+
+def _score_alone(metrics: dict, output: Tensor) -> dict[str, float]:
+    """Without the clean picture: NIQE, among others, is not defined on small pictures and on even ones."""
+    scores = {}
+    for name, options in metrics.items():
+        try:
+            scores |= score({name: options}, output)
+        except InputError:
+            scores[name] = math.inf
     return scores
 
 

@@ -174,3 +174,15 @@ def test_doctor_tells_of_a_gpu_that_cannot_compute(with_a_gpu_too_old):
 
     problems = _train_briefly()
     assert len(problems) == 1 and "no kernel image" in problems[0]
+
+
+def test_doctor_tells_of_a_step_that_fails(monkeypatch):
+    from hranet_arch.doctor import _train_briefly
+    from hranet_arch.hranet import HRANet
+
+    def fail(network, x):
+        raise RuntimeError("could not create a primitive\nmore")
+
+    monkeypatch.setattr(HRANet, "forward", fail)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert _train_briefly() == ["a training step on cpu failed: RuntimeError: could not create a primitive"]

@@ -705,6 +705,15 @@ def test_names_that_the_terminal_cannot_show_end_nothing(monkeypatch):
     assert buffer.getvalue().split() == ["日本".encode(), b"\\udcff.png"]
 
 
+def test_memory_that_runs_out_gets_a_line(monkeypatch, capsys):
+    def fail(arguments):
+        raise MemoryError
+
+    monkeypatch.setattr(cli, "_doctor", fail)
+    assert run_cli("doctor") == 1
+    assert capsys.readouterr().err.startswith("basicsr: not enough memory.")
+
+
 def test_a_full_disk_is_no_fault_of_ours(monkeypatch, capsys):
     """A write tells no file's name, as ``flush`` does."""
 
@@ -769,6 +778,8 @@ def listed(capsys, *words):
             ("-opt", str(REPOSITORY / "options/cbsd432/train_hranet_color_s25.yml"), "--depth", "1"),
             ("at 3 x 256 x 256",),
         ),
+        (("--arch", "HRANet", "--force_yml", "datasets=[a]"), ("at 1 x 256 x 256",)),
+        (("--arch", "HRANet", "--force_yml", "datasets={train: {color: [gray]}}"), ("at 1 x 256 x 256",)),
     ],
 )
 def test_profile(capsys, flags, expected):
@@ -781,6 +792,7 @@ def test_profile(capsys, flags, expected):
     ("flags", "message"),
     [
         (("--arch", "HRANt"), "there is no arch 'HRANt'. Did you mean 'HRANet'?"),
+        (("--arch", "HRANet", "--force_yml", "datasets=[a]", "network_g:num_block=1"), "num_block=1 is not allowed"),
         (("--arch", "HRANet", "--force_yml", "network_g:num_fea=8"), "Did you mean 'num_feat'?"),
         (("--arch", "HRANet", "--force_yml", "network_g:num_block=1"), "num_block=1 is not allowed"),
         (("--arch", "HRANet", "--size", "12"), "'12' is not HEIGHTxWIDTH"),

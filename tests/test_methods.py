@@ -50,6 +50,10 @@ def test_weights_may_lie_beside_a_folder_that_is_not_there(tmp_path):
     torch.save({"params": build("HRANet", num_feat=8).state_dict()}, tmp_path / "experiments" / "net.pth")
     method = methods.make_method({"weights": "../experiments/net.pth"}, make_task(), tmp_path / "weights")
     assert method.arguments["num_feat"] == 8
+    (tmp_path / "elsewhere" / "weights").mkdir(parents=True)
+    (tmp_path / "weights").symlink_to(tmp_path / "elsewhere" / "weights")
+    (tmp_path / "experiments").rename(tmp_path / "elsewhere" / "experiments")
+    assert methods.make_method({"weights": "../experiments/net.pth"}, make_task(), tmp_path / "weights")
 
 
 @needs_spandrel

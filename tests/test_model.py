@@ -745,6 +745,11 @@ def test_pictures_without_clean_ones_are_scored_by_what_needs_none(recipe, run, 
     assert set(record["output"]) == {"niqe"}
     output = cv2.imread("results/tested/visualization/real/1_tested.png")
     assert record["images"][1]["output"]["niqe"] == pytest.approx(calculate_niqe(output, 4))
+    cv2.imwrite("large/0.png", np.zeros((64, 64, 3), np.uint8))  # too small for its blocks of 96
+    assert run("test", test) == 0
+    record = json.loads((tmp_path / "results/tested/metrics.json").read_text())["real"]
+    assert [one["output"]["niqe"] is None for one in record["images"]] == [True, False]
+    assert record["output"]["niqe"] == pytest.approx(calculate_niqe(output, 4))
 
 
 def test_a_test_that_breaks_off_keeps_what_it_had(recipe, run, capsys):

@@ -602,6 +602,18 @@ def test_missing_data_comes_with_the_command_that_makes_it(recipe):
     assert "x.pth is not there. There are net_g_8.pth, net_g_best.pth." in message
 
 
+def test_a_folder_may_end_in_a_slash(recipe):
+    prepare_lmdb("val", "val.lmdb")
+    checked = check(change(recipe, "datasets:val:dataroot_gt=val.lmdb/"))
+    assert checked["datasets"]["val"]["dataroot_gt"] == "val.lmdb"
+    assert checked["datasets"]["val"]["io_backend"] == {"type": "lmdb"}
+
+
+def test_a_teacher_needs_no_clean_pictures(recipe):
+    noisy = "datasets:train={name: t, type: SingleImageDataset, dataroot_lq: val}"
+    check(change(recipe, noisy, "train:teacher=hranet_s_gray_s25"))
+
+
 def test_a_released_network_is_a_start_by_its_name(recipe):
     checked = check(change(recipe, "path:pretrain_network_g=hranet_s_gray_s25"))
     assert Path(checked["path"]["pretrain_network_g"]) == networks.WEIGHTS / "hranet_s_gray_s25.safetensors"

@@ -678,10 +678,11 @@ def test_a_failure_in_writing_leaves_the_old_file_and_nothing_else(tmp_path, mon
 # --- EXR --------------------------------------------------------------------------------------------------------------
 
 
-def exr_header(width, height, channels, kind):
-    def attribute(name, type_name, data):
-        return name + b"\0" + type_name + b"\0" + struct.pack("<I", len(data)) + data
+def attribute(name, type_name, data):
+    return name + b"\0" + type_name + b"\0" + struct.pack("<I", len(data)) + data
 
+
+def exr_header(width, height, channels, kind):
     listed = b"".join(name + b"\0" + struct.pack("<iBxxxii", kind, 0, 1, 1) for name in channels) + b"\0"
     window = struct.pack("<4i", 0, 0, width - 1, height - 1)
     return (
@@ -694,6 +695,10 @@ def test_the_header_of_an_exr_says_size_and_depth(tmp_path, monkeypatch):
     (tmp_path / "a.exr").write_bytes(exr_header(70, 60, [b"B", b"G", b"R"], 1))
     assert exr.read_header(tmp_path / "a.exr") == exr.Header(70, 60, ("B", "G", "R"), True)
     (tmp_path / "a.exr").write_bytes(exr_header(70, 60, [b"Y"], 2))
+    assert exr.read_header(tmp_path / "a.exr") == exr.Header(70, 60, ("Y",), False)
+    preview = struct.pack("<II", 512, 512) + bytes(4 * 512**2)  # over a mebibyte
+    data = exr_header(70, 60, [b"Y"], 2)
+    (tmp_path / "a.exr").write_bytes(data[:8] + attribute(b"preview", b"preview", preview) + data[8:])
     assert exr.read_header(tmp_path / "a.exr") == exr.Header(70, 60, ("Y",), False)
     (tmp_path / "a.exr").write_bytes(exr_header(99999, 99999, [b"Y"], 2))
     monkeypatch.setattr(exr, "check_support", lambda path: None)

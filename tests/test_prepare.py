@@ -307,6 +307,13 @@ def test_an_lmdb_without_manifest_or_data_is_refused_but_can_be_overwritten(sour
         prepare_lmdb(source, tmp_path / "out.lmdb", overwrite=True)
 
 
+def test_an_lmdb_without_its_list_is_not_up_to_date(source, tmp_path):
+    prepare_lmdb(source, tmp_path / "out.lmdb")
+    (tmp_path / "out.lmdb" / "meta_info.txt").unlink()
+    with pytest.raises(InputError, match="meta_info.txt is gone\nGive another output, or --overwrite"):
+        prepare_lmdb(source, tmp_path / "out.lmdb")
+
+
 def test_a_folder_of_something_else_is_never_overwritten(source, tmp_path):
     (tmp_path / "out.lmdb").mkdir()
     (tmp_path / "out.lmdb" / "thesis.tex").touch()
@@ -358,6 +365,17 @@ def test_of_two_outputs_both_are_put_back(tmp_path):
         (tmp_path / name / "data.mdb").write_text(content)
     lmdb_writer.recover(outputs)
     assert [(output / "data.mdb").read_text() for output in outputs] == ["old", "old"]
+
+
+def test_an_old_lmdb_half_deleted_is_not_put_back(source, tmp_path):
+    """Killed while it deleted what it had replaced: the next run of the same removes the rest, and so keeps the new."""
+    first = prepare_lmdb(source, tmp_path / "out.lmdb")
+    (tmp_path / ".out.lmdb.old").mkdir()
+    (tmp_path / ".out.lmdb.old" / "meta_info.txt").write_text("old")
+    assert prepare_lmdb(source, tmp_path / "out.lmdb") == {**first, "unchanged": True}
+    assert len([name for name in os.listdir(tmp_path) if "out.lmdb" in name]) == 2  # itself and the lock
+    (tmp_path / ".out.lmdb.tmp").mkdir()
+    assert prepare_lmdb(source, tmp_path / "out.lmdb")["unchanged"]
 
 
 def test_what_a_killed_run_left_is_removed(source, tmp_path):

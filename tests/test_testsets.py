@@ -237,6 +237,12 @@ def test_nothing_else_is_overwritten(tmp_path, scenes, catalogue):
     with pytest.raises(InputError, match=r"Four: holds something else than Four: mine\.png, p0\.png"):
         testsets.link_or_copy(found, tmp_path / "datasets")
     assert sorted(path.name for path in folder.iterdir()) == ["mine.png", "p0.png"]
+    for path in folder.iterdir():
+        path.unlink()
+    write(folder / "p0.png", scenes["p0"])
+    write(folder / "p0.bmp", scenes["p1"])  # whichever of the two the system names first
+    with pytest.raises(InputError, match=r"Four: holds something else than Four: p0\.bmp, p0\.png"):
+        testsets.link_or_copy(found, tmp_path / "datasets")
 
 
 def test_a_set_can_be_linked_and_stays_where_it_is_already(tmp_path, scenes, catalogue):

@@ -81,6 +81,7 @@ def test_the_package_has_them_by_name():
     assert (hranet_arch.Upscaler, hranet_arch.Deblocker, hranet_arch.Denoiser) == (Upscaler, Deblocker, Denoiser)
     with pytest.raises(AttributeError, match="no attribute 'Upscaller'"):
         _ = hranet_arch.Upscaller
+    assert {*hranet_arch.__all__} <= {*dir(hranet_arch)}
 
 
 def test_bicubic_enlargement_takes_any_depth_and_layout():
