@@ -18,6 +18,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.error import URLError
 
 from hranet_arch import cli_prepare, cli_restore
 from hranet_arch.errors import InputError, Interrupted, TrainingError, first_line, list_stops
@@ -55,6 +56,9 @@ def main(argv: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         status = 130
         print("basicsr: stopped.", file=sys.stderr)
+    except URLError as error:  # of VGG's weights, for BasicSR's perceptual loss
+        status = 1
+        print(f"basicsr: a download failed: {error.reason}.", file=sys.stderr)
     except MemoryError:
         status = 1
         print("basicsr: not enough memory. Close other programs, or take smaller pictures or batches.", file=sys.stderr)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,6 @@ LIMITS = {
     "RCAN": "BasicSR's RCAN is made for RGB pictures.",
     "MSRResNet": "BasicSR's MSRResNet has upscale 2, 3 and 4 only.",
 }
-VGG = "(The weights of its VGG are downloaded the first time.)"
 
 
 def check_run(opt: dict) -> None:
@@ -145,13 +145,29 @@ def _check_training(opt: dict, network: torch.nn.Module) -> None:
         if key.endswith("_opt"):
             make = _registered("loss", options["type"])
             is_tried = key == "pixel_opt" and make.__module__.startswith(("basicsr.", "hranet_arch."))
-            limit = VGG if key == "perceptual_opt" else ""
-            _build(f"train.{key}", options, *((_make_pixel_loss, make) if is_tried else (make,)), limit=limit)
+            with _without_downloads():
+                _build(f"train.{key}", options, *((_make_pixel_loss, make) if is_tried else (make,)))
     for key, options in train.items():
         if key.startswith("optim_"):
             optimizer = _build(f"train.{key}", options, _make_optimizer, _registered("optimizer", options["type"]))
             schedule = train["scheduler"]
             _build("train.scheduler", schedule, _registered("scheduler", schedule["type"]), optimizer)
+
+
+@contextlib.contextmanager
+def _without_downloads() -> Iterator[None]:
+    """BasicSR's VGG, of a perceptual loss, as it is made: what it has learnt is downloaded when the run begins."""
+    from basicsr.archs import vgg_arch
+
+    class Untrained:
+        def __getattr__(self, name: str) -> Callable[..., torch.nn.Module]:
+            return lambda pretrained: getattr(real, name)(init_weights=False)
+
+    real, vgg_arch.vgg = vgg_arch.vgg, Untrained()
+    try:
+        yield
+    finally:
+        vgg_arch.vgg = real
 
 
 def _check_own_folder(opt: dict) -> None:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from urllib.error import URLError
 
 import cv2
 import lmdb
@@ -342,7 +343,7 @@ def test_a_resume_with_a_wider_network_is_refused_in_one_line(recipe, run, capfd
         (
             "perceptual_opt",
             {"type": "PerceptualLoss", "layer_weights": {"conv9_9": 1}},
-            "train.perceptual_opt: PerceptualLoss refuses its arguments: 'conv9_9' is not in list. (The weights of",
+            "train.perceptual_opt: PerceptualLoss refuses its arguments: 'conv9_9' is not in list.",
         ),
         (
             "optim_g",
@@ -703,6 +704,15 @@ def test_names_that_the_terminal_cannot_show_end_nothing(monkeypatch):
     monkeypatch.setattr(doctor, "examine", lambda: print("日本 \udcff.png", flush=True))
     assert run_cli("doctor") == 0
     assert buffer.getvalue().split() == ["日本".encode(), b"\\udcff.png"]
+
+
+def test_a_download_that_fails_gets_a_line(monkeypatch, capsys):
+    def fail(arguments):
+        raise URLError("Name or service not known")
+
+    monkeypatch.setattr(cli, "_doctor", fail)
+    assert run_cli("doctor") == 1
+    assert capsys.readouterr().err == "basicsr: a download failed: Name or service not known.\n"
 
 
 def test_memory_that_runs_out_gets_a_line(monkeypatch, capsys):
