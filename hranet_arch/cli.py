@@ -17,6 +17,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Iterator
+from http.client import HTTPException
 from pathlib import Path
 from urllib.error import URLError
 
@@ -56,14 +57,15 @@ def main(argv: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         status = 130
         print("basicsr: stopped.", file=sys.stderr)
-    except URLError as error:  # of VGG's weights, for BasicSR's perceptual loss
-        status = 1
-        print(f"basicsr: a download failed: {error.reason}.", file=sys.stderr)
     except MemoryError:
         status = 1
         print("basicsr: not enough memory. Close other programs, or take smaller pictures or batches.", file=sys.stderr)
     except BrokenPipeError:  # `basicsr list | head`
         status = 1
+    except (URLError, HTTPException, ConnectionError, TimeoutError) as error:
+        status = 1
+        hint = "(A perceptual loss downloads its VGG's weights the first time.)"
+        print(f"basicsr: a connection failed: {first_line(error).rstrip('.')}. {hint}", file=sys.stderr)
     except OSError as error:
         if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO):  # a fault of ours
             raise

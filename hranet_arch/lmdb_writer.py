@@ -79,7 +79,12 @@ class LMDBWriter:
 
 
 def recover(outputs: list[Path]) -> None:
-    """Puts back what a run was about to replace when it was killed between the renames of ``publish``: all or none."""
+    """Puts back what a run was about to replace when it was killed between the renames of ``publish``: all or none.
+
+    Behind them nothing is put back, and what was replaced is deleted.
+    """
+    for output in outputs:
+        shutil.rmtree(sibling(output, "doomed"), ignore_errors=True)
     replaced = [output for output in outputs if sibling(output, "old").exists()]
     is_whole = not any(sibling(output, "tmp").exists() for output in outputs)
     if is_whole and all(output.exists() for output in replaced):  # it was killed behind them
@@ -110,7 +115,7 @@ def publish(outputs: list[Path]) -> None:
 
 def _discard(folder: Path) -> None:
     """Deletes a folder, under another name: half deleted, it must not be put back."""
-    doomed = folder.with_suffix(".doomed")
+    doomed = folder.with_suffix(".doomed")  # as in ``recover``
     shutil.rmtree(doomed, ignore_errors=True)
     with contextlib.suppress(OSError):
         os.replace(folder, doomed)

@@ -320,10 +320,10 @@ def _find_file(key: str, value: str) -> Path:
 def _check_together(options: dict, is_train: bool) -> list[str]:
     """What one key says of another; completes what depends on others."""
     errors = _check_validation(options) if is_train else []
-    dataset, teacher = options["datasets"].get("train", {}), (options.get("train") or {}).get("teacher")
-    if dataset.get("type") == "SingleImageDataset" and options["model_type"] in schema.MODELS and not teacher:
-        without = "SingleImageDataset has no clean pictures to learn from"
-        errors.append(f"datasets.train.type: {without}; take PairedDenoisingDataset, or name a train.teacher.")
+    dataset = options["datasets"].get("train", {})
+    if dataset.get("type") == "SingleImageDataset" and options["model_type"] in schema.MODELS:
+        instead = "PairedDenoisingDataset; for a train.teacher its dataroot_gt may be the noisy pictures, too"
+        errors.append(f"datasets.train.type: SingleImageDataset has no clean pictures and cuts none. Take {instead}.")
     if options["model_type"] == "SwinIRModel" and "window_size" not in options["network_g"]:
         errors.append("model_type: SwinIRModel needs network_g.window_size; for other networks write RestorationModel.")
     for phase, dataset in options["datasets"].items():

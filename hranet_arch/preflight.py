@@ -54,7 +54,7 @@ def check_run(opt: dict) -> None:
     # Of other models, and of datasets without a 'color', only they themselves know what they pass to the network.
     if opt["model_type"] in schema.MODELS:
         for phase, dataset in opt["datasets"].items():
-            if "color" in schema.DATASETS.get(dataset["type"], schema.OtherDataset).model_fields:
+            if _names_color(dataset):
                 _probe(built["network_g"], opt, phase)
 
 
@@ -196,7 +196,7 @@ def _check_teacher(opt: dict) -> None:
     if teacher.scale != opt["scale"]:
         scales = f"enlarges {teacher.scale} times, but the file's scale is {opt['scale']}"
         raise InputError(f"train.teacher: {name} {scales}.")
-    if "color" in dataset and teacher.channels != _count_channels(dataset):
+    if _names_color(dataset) and teacher.channels != _count_channels(dataset):
         given = f"datasets.train gives pictures of {_count_channels(dataset)}"
         raise InputError(f"train.teacher: {name} takes pictures of {teacher.channels} channels, and {given}.")
     if teacher.takes_sigma and (dataset["type"], opt["model_type"]) != ("GaussianDenoisingDataset", "DenoisingModel"):
@@ -210,6 +210,11 @@ def _check_teacher(opt: dict) -> None:
         logger.warning("train.teacher: %s is for noise of sigma %s, and datasets.train does not say it.", name, own)
     elif own is not None and not np.min(own) <= np.min(given) <= np.max(given) <= np.max(own):
         logger.warning("train.teacher: %s is for noise of sigma %s, and datasets.train has %s.", name, own, given)
+
+
+def _names_color(dataset: dict) -> bool:
+    """Whether its class is known to give what ``color`` says, RGB if it says nothing."""
+    return "color" in schema.DATASETS.get(dataset["type"], schema.OtherDataset).model_fields
 
 
 def _count_channels(dataset: dict) -> int:

@@ -42,14 +42,14 @@ def describe_commit(*folders: str) -> str:
     Released weights do not count: who measures them names them by their own hash.
 
     Args:
-        folders: of the repository, beside the package itself, whose changes count as well.
+        folders: beside the package's own, whose changes count as well.
     """
     folder = Path(__file__).parent
     try:
         tracked = _git(folder, "ls-files", "--", Path(__file__).name)
         commit, changes = (
             _git(folder, "rev-parse", "HEAD"),
-            _git(folder, "status", "--porcelain", "--", ".", ":!weights", *(f":(top){one}" for one in folders)),
+            _git(folder, "status", "--porcelain", "--", ".", ":!weights", *(f"../{one}" for one in folders)),
         )
     except (OSError, subprocess.CalledProcessError):  # no git, or no repository
         tracked = ""

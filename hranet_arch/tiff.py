@@ -96,8 +96,10 @@ def refuse_misread(data: bytes, name: str) -> None:
             f"{name}: a TIFF that is neither grey (black is zero) nor said to be RGB, with a pixel's channels side by "
             "side. Save it so, or as a PNG."
         )
-    is_multiplied = extra == (ASSOCIATED,) or (extra == (UNASSOCIATED,) and is_rgb and not is_deep)
-    if is_multiplied and not (is_rgb and _is_opaque(data)):  # of grey it gives no alpha to look at
+    if is_gray and channels == 2 and extra == (ASSOCIATED,):
+        raise InputError(f"{name}: a grey TIFF multiplied by its alpha. Take alpha off, or save it as a PNG.")
+    is_multiplied = extra == (ASSOCIATED,) or (extra == (UNASSOCIATED,) and not is_deep)
+    if is_rgb and channels == 4 and is_multiplied and not _is_opaque(data):
         raise InputError(f"{name}: a TIFF with pixels that one sees through. Take alpha off, or save it as a PNG.")
 
 

@@ -339,7 +339,7 @@ def test_tiffs_whose_colours_come_multiplied_by_alpha_are_refused(tmp_path, alph
     assert np.array_equal(decode_image((tmp_path / "deep.tif").read_bytes(), "deep.tif", "rgb"), deep[..., :3])
     gray = {"photometric": "minisblack", "planarconfig": "contig", "extrasamples": ["assocalpha"]}
     tifffile.imwrite(tmp_path / "gray.tif", pixels[..., 2:].astype(np.uint8), **gray)
-    with pytest.raises(InputError, match="gray.tif: a TIFF with pixels that one sees through"):
+    with pytest.raises(InputError, match="gray.tif: a grey TIFF multiplied by its alpha"):
         decode_image((tmp_path / "gray.tif").read_bytes(), "gray.tif")
     tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb", extrasamples=[alpha])
     with pytest.raises(InputError, match="a.tif: a TIFF with pixels that one sees through. Take alpha off"):

@@ -609,11 +609,6 @@ def test_a_folder_may_end_in_a_slash(recipe):
     assert checked["datasets"]["val"]["io_backend"] == {"type": "lmdb"}
 
 
-def test_a_teacher_needs_no_clean_pictures(recipe):
-    noisy = "datasets:train={name: t, type: SingleImageDataset, dataroot_lq: val}"
-    check(change(recipe, noisy, "train:teacher=hranet_s_gray_s25"))
-
-
 def test_a_released_network_is_a_start_by_its_name(recipe):
     checked = check(change(recipe, "path:pretrain_network_g=hranet_s_gray_s25"))
     assert Path(checked["path"]["pretrain_network_g"]) == networks.WEIGHTS / "hranet_s_gray_s25.safetensors"
@@ -671,7 +666,7 @@ def test_a_released_network_is_a_start_by_its_name(recipe):
         ),
         (
             ["datasets:train={name: t, type: SingleImageDataset, dataroot_lq: val}"],
-            "datasets.train.type: SingleImageDataset has no clean pictures to learn from",
+            "datasets.train.type: SingleImageDataset has no clean pictures and cuts none. Take PairedDenoisingDataset",
         ),
         (
             ["datasets:test={name: t, type: SingleImageDataset, dataroot_lq: val}"],

@@ -372,6 +372,7 @@ def test_an_old_lmdb_half_deleted_is_not_put_back(source, tmp_path):
     first = prepare_lmdb(source, tmp_path / "out.lmdb")
     (tmp_path / ".out.lmdb.old").mkdir()
     (tmp_path / ".out.lmdb.old" / "meta_info.txt").write_text("old")
+    (tmp_path / ".out.lmdb.doomed").mkdir()
     assert prepare_lmdb(source, tmp_path / "out.lmdb") == {**first, "unchanged": True}
     assert len([name for name in os.listdir(tmp_path) if "out.lmdb" in name]) == 2  # itself and the lock
     (tmp_path / ".out.lmdb.tmp").mkdir()
