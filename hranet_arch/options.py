@@ -322,8 +322,9 @@ def _check_together(options: dict, is_train: bool) -> list[str]:
     errors = _check_validation(options) if is_train else []
     dataset = options["datasets"].get("train", {})
     if dataset.get("type") == "SingleImageDataset" and options["model_type"] in schema.MODELS:
+        why = "SingleImageDataset has no clean pictures and cuts no patches"
         instead = "PairedDenoisingDataset; for a train.teacher its dataroot_gt may be the noisy pictures, too"
-        errors.append(f"datasets.train.type: SingleImageDataset has no clean pictures and cuts none. Take {instead}.")
+        errors.append(f"datasets.train.type: {why}. Take {instead}.")
     if options["model_type"] == "SwinIRModel" and "window_size" not in options["network_g"]:
         errors.append("model_type: SwinIRModel needs network_g.window_size; for other networks write RestorationModel.")
     for phase, dataset in options["datasets"].items():

@@ -666,7 +666,7 @@ def test_a_released_network_is_a_start_by_its_name(recipe):
         ),
         (
             ["datasets:train={name: t, type: SingleImageDataset, dataroot_lq: val}"],
-            "datasets.train.type: SingleImageDataset has no clean pictures and cuts none. Take PairedDenoisingDataset",
+            "datasets.train.type: SingleImageDataset has no clean pictures and cuts no patches. Take Paired",
         ),
         (
             ["datasets:test={name: t, type: SingleImageDataset, dataroot_lq: val}"],
