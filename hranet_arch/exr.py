@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 
 from hranet_arch.errors import InputError
+from hranet_arch.images import decode
 
 MAGIC = b"\x76\x2f\x31\x01"
 HALF = 1  # the number of 16-bit floats as the type of a channel
@@ -101,7 +102,7 @@ def read_pixels(path: Path) -> np.ndarray:
         InputError: if the file is damaged, or OpenCV cannot read it.
     """
     check_support(path)
-    pixels = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
+    pixels = decode(np.fromfile(path, np.uint8))
     if pixels is None:
         raise InputError(f"{path}: not a whole EXR.")
     orders = {3: cv2.COLOR_BGR2RGB, 4: cv2.COLOR_BGRA2RGBA}

@@ -81,6 +81,7 @@ def decode_image(data: bytes, name: str, color: Literal["gray", "rgb", "y", "unc
 
     Raises:
         InputError: if the bytes are not a whole picture, or are a TIFF of a kind that OpenCV misreads.
+        MemoryError: if memory runs out.
     """
     buffer = np.frombuffer(data, np.uint8)
     try:
@@ -88,9 +89,9 @@ def decode_image(data: bytes, name: str, color: Literal["gray", "rgb", "y", "unc
             from hranet_arch import tiff  # brings tifffile
 
             tiff.refuse_misread(data, name)
-        image = cv2.imdecode(buffer, _FLAGS[color]) if buffer.size else None
+        image = decode(buffer, _FLAGS[color]) if buffer.size else None
         if image is None and buffer.size and color in ("gray", "rgb"):  # OpenCV 5 makes no colour of grey floats
-            image = cv2.imdecode(buffer, _FLAGS["y"])
+            image = decode(buffer, _FLAGS["y"])
             image = np.dstack([image] * 3) if image is not None and image.ndim == 2 else image
     except cv2.error:  # a size beyond OpenCV's limit, among others
         image = None
@@ -101,6 +102,21 @@ def decode_image(data: bytes, name: str, color: Literal["gray", "rgb", "y", "unc
     if color == "gray" and image.dtype not in (np.uint8, np.uint16, np.float32):
         raise InputError(f"{name}: pixels of type {image.dtype}; 8-bit, 16-bit and float pictures can be used.")
     return cv2.cvtColor(image, cv2.COLOR_BGR2GRAY) if color == "gray" else image
+
+
+def decode(data: np.ndarray, flags: int = cv2.IMREAD_UNCHANGED) -> np.ndarray | None:
+    """A file's bytes, of any format, by OpenCV's ``imdecode``: by default with its channels and depth; None if damaged.
+
+    Raises:
+        MemoryError: if memory runs out.
+        cv2.error: for what OpenCV refuses otherwise, such as a size beyond its limit.
+    """
+    try:
+        return cv2.imdecode(data, flags)
+    except cv2.error as error:
+        if error.code == cv2.Error.StsNoMem:
+            raise MemoryError(str(error)) from error
+        raise
 
 
 def to_luma(image: np.ndarray) -> np.ndarray:

@@ -24,6 +24,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 from hranet_arch import exr, png, tiff
 from hranet_arch.errors import InputError, first_line
 from hranet_arch.files import whole_file
+from hranet_arch.images import decode
 
 FORMATS = {
     ".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".tif": "TIFF", ".tiff": "TIFF", ".webp": "WebP", ".bmp": "BMP",
@@ -280,7 +281,7 @@ def _to_array(image: Image.Image) -> np.ndarray:
 
 
 def _decode_deep_png(path: Path) -> np.ndarray:
-    pixels = tiff.decode(np.fromfile(path, np.uint8))
+    pixels = decode(np.fromfile(path, np.uint8))
     if pixels is None or pixels.dtype != np.uint16:
         raise InputError(f"{path}: not a whole picture: a damaged 16-bit PNG.")
     if pixels.ndim == 2:

@@ -10,11 +10,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import cv2
 import numpy as np
 import tifffile
 
 from hranet_arch.errors import InputError, first_line
+from hranet_arch.images import decode
 
 # What tifffile says of a damaged file is for programs that ask for it; the error here says it in one line.
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
@@ -217,20 +217,6 @@ def _read_with_opencv(path: Path, header: Header, page: tifffile.TiffPage) -> np
     if pixels is None or pixels.dtype != header.dtype:
         return None
     return pixels[..., [2, 1, 0, 3][: header.channels]] if header.channels > 1 else pixels
-
-
-def decode(data: np.ndarray) -> np.ndarray | None:
-    """By OpenCV, with the channels and the depth of the file, of any format; None if it is damaged.
-
-    Raises:
-        MemoryError: if memory runs out.
-    """
-    try:
-        return cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
-    except cv2.error as error:
-        if error.code == cv2.Error.StsNoMem:
-            raise MemoryError(str(error)) from error
-        raise
 
 
 def write_tiff(

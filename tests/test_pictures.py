@@ -11,7 +11,7 @@ import pytest
 import tifffile
 from PIL import Image, ImageOps
 
-from hranet_arch import exr, pictures, png, tiff
+from hranet_arch import exr, images, pictures, png, tiff
 from hranet_arch.errors import InputError
 
 ICC = b"profile " * 40
@@ -559,9 +559,11 @@ def test_truncated_files_are_refused_by_name(tmp_path, part):
         assert refuse(path)
 
 
-@pytest.mark.parametrize("name", ["a.png", "a.tif", "deep.png", "deep.tif", "lzw.tif"])
+@pytest.mark.parametrize("name", ["a.png", "a.tif", "deep.png", "deep.tif", "lzw.tif", "a.exr"])
 def test_memory_that_runs_out_is_no_damage(tmp_path, monkeypatch, name):
     write_all(tmp_path)
+    (tmp_path / "a.exr").write_bytes(exr_header(70, 60, [b"Y"], 2))
+    monkeypatch.setattr(exr, "check_support", lambda path: None)
 
     def fail(*arguments, **settings):
         raise MemoryError("Unable to allocate")
@@ -577,6 +579,8 @@ def test_memory_that_runs_out_is_no_damage(tmp_path, monkeypatch, name):
         monkeypatch.setattr(tifffile.TiffPage, "asarray", fail)
     with pytest.raises(MemoryError):
         pictures.read_picture(tmp_path / name)
+    with pytest.raises(MemoryError):
+        images.decode_image((tmp_path / name).read_bytes(), name)
 
 
 def test_a_png_with_one_bit_turned_is_refused(tmp_path):
