@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import os
 import pickle
 import warnings
@@ -77,11 +78,20 @@ def select_params(checkpoint: dict, key: str | None = None) -> tuple[dict[str, T
 
     Returns:
         The tensors by name, and the key they were found under (``'bare'`` for the dictionary itself).
+
+    Raises:
+        InputError: if there are none, or some are not finite. (-inf is in the masks of some networks.)
     """
     found = next((k for k in (key, *PARAM_KEYS) if k is not None and isinstance(checkpoint.get(k), dict)), None)
     params = checkpoint if found is None else checkpoint[found]
     if not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in params.items()):
         raise InputError(f"The checkpoint holds no network; its keys are: {', '.join(map(str, checkpoint))}.")
+    broken = [name for name, value in params.items() if value.is_floating_point() and not (value < math.inf).all()]
+    if broken:
+        raise InputError(
+            f"The checkpoint's network has values that are not finite, in {len(broken)} of {len(params)} tensors; the "
+            f"first: {broken[0]}. Its training went astray, or the file is damaged: take an earlier one."
+        )
     return {name.removeprefix("module."): value for name, value in params.items()}, found or "bare"
 
 

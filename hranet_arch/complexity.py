@@ -51,7 +51,8 @@ def count_macs(module: nn.Module, size: Size) -> int:
     """Multiply-accumulates of one forward pass: those of convolutions and matrix products, attention's included.
 
     Half of what torch's ``FlopCounterMode`` counts, so element-wise operations, norms, activations, pooling,
-    interpolation and biases count nothing. Nothing is computed where the module runs on meta tensors.
+    interpolation and biases count nothing, nor do products of a matrix and a vector, and what ``fusion.fuse`` makes of
+    convolutions. Nothing is computed where the module runs on meta tensors.
     """
     return sum(macs for _, macs in _count_own_macs(module, size))
 
@@ -99,7 +100,7 @@ def _count_own_macs(module: nn.Module, size: Size) -> list[tuple[str, int]]:
     """Name and own MACs of each of ``named_modules``: counted inside its forward, but not inside another module's."""
     try:
         return _run_counted(_copy(module, "meta"), torch.empty(1, *size, device="meta"))
-    except (RuntimeError, NotImplementedError):  # it looks at values, or holds tensors that are no parameters
+    except (RuntimeError, NotImplementedError, TypeError):  # it wants values or arrays, or holds other tensors
         return _run_counted(_copy(module, "cpu"), torch.zeros(1, *size))
 
 

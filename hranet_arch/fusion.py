@@ -28,7 +28,7 @@ def fuse(network: nn.Module, precision: str = "fp32") -> nn.Module:
 
     A ReLU that reads a picture again after the convolution has written it takes as long as the memory does: 8 to 16 %
     of HRANet-S's time in bf16 with AMX, and nothing without (``docs/performance.md``, *without fuse*). Weights
-    are laid out channels-last.
+    are laid out channels-last. Where the network gives NaN, oneDNN's ReLUs give 0: check weights before.
 
     Args:
         network: in evaluation mode, on the CPU, BatchNorms folded. Fused are ``ConvReLU`` and, inside an

@@ -152,9 +152,11 @@ class Restorer:
         sigma = self._check_sigma(sigma, x)
         output = _make_like(image, self.network.scale)
         y, _ = _to_planes(output)
-        parts = _divide(x, y, self.network.channels, self._count_pixels(x))
+        pixels = self._count_pixels(x)
+        parts = _divide(x, y, self.network.channels, pixels)
         for i, (source, target) in enumerate(parts):
-            self._run(source, target, sigma, lambda done, i=i: report((i + done) / len(parts)))
+            tile = self.tile or self._fit_tile(source, pixels)
+            self._run(source, target, sigma, tile, lambda done, i=i: report((i + done) / len(parts)))
         return Restoration(output, sigma, way)
 
     def _prepare(self) -> torch.nn.Module:
@@ -186,7 +188,9 @@ class Restorer:
         if device == "auto" and not has_cuda():
             self.device = torch.device("cpu")
 
-    def _run(self, x: Tensor, y: Tensor, sigma: float | None, report: Callable[[float], None]) -> None:
+    def _run(
+        self, x: Tensor, y: Tensor, sigma: float | None, tile: int | None, report: Callable[[float], None]
+    ) -> None:
         run = partial(self.module, sigma=sigma) if self.network.takes_sigma else self.module
         with (
             torch.inference_mode(),
@@ -196,17 +200,25 @@ class Restorer:
             tiling.restore(
                 self.module,
                 _Scaled(x, self.device, self.network.channels),
-                run=lambda part: run(part).float(),
-                tile=self.tile or self._fit_tile(x),
+                run=lambda part: self._check_finite(run(part).float()),
+                tile=tile,
                 symmetries=self.symmetries,
                 output=_Scaled(y, self.device, self.network.channels),
                 report=report,
             )
 
+    def _check_finite(self, result: Tensor) -> Tensor:
+        if not torch.isfinite(result.sum()):
+            raise InputError(
+                f"{self.network.name} gives values that are not finite for this picture: its training went astray, or "
+                "its file is damaged. Take another, or an earlier checkpoint."
+            )
+        return result
+
     # --- how much at a time ---
 
     def _count_pixels(self, x: Tensor) -> int:
-        """How many pixels may go through the network at once."""
+        """How many pixels may go through the network at once, where the whole of what was given is ``x``."""
         halo = tiling.Reach.of(self.module).halo
         if self.tile:
             return (self.tile + 2 * halo) ** 2
@@ -220,18 +232,17 @@ class Restorer:
             budget = min(budget, max(CPU_BUDGET - held, SMALLEST_BUDGET))
         return int(budget / self._bytes_per_pixel)
 
-    def _fit_tile(self, x: Tensor) -> int | None:
+    def _fit_tile(self, x: Tensor, pixels: int) -> int | None:
         if not getattr(self.module, "is_divisible", True):
-            self._check_whole(x)
+            self._check_whole(x, pixels)
             return None
-        halo = tiling.Reach.of(self.module).halo
-        side = int(self._count_pixels(x) ** 0.5) - 2 * halo
+        side = int(pixels**0.5) - 2 * tiling.Reach.of(self.module).halo
         return min(max(side // 8 * 8, tiling.SMALLEST_TILE), LARGEST_TILE)
 
-    def _check_whole(self, x: Tensor) -> None:
+    def _check_whole(self, x: Tensor, pixels: int) -> None:
         from hranet_arch.onnx_network import explain_whole
 
-        if x.shape[-2] * x.shape[-1] > self._count_pixels(x):
+        if x.shape[-2] * x.shape[-1] > pixels:
             raise InputError(explain_whole(x.shape[-2:]))
 
     # --- what may come in ---
@@ -396,7 +407,8 @@ def _make_like(image: Image, scale: int) -> Image:
 
 
 def _view(image: np.ndarray, given: str) -> Tensor:
-    is_viewable = image.flags.writeable and image.dtype.isnative and all(stride >= 0 for stride in image.strides)
+    is_even = all(stride >= 0 and stride % image.itemsize == 0 for stride in image.strides)
+    is_viewable = image.flags.writeable and image.dtype.isnative and is_even
     try:
         return torch.from_numpy(image if is_viewable else image.astype(image.dtype.newbyteorder("="), order="C"))
     except TypeError as error:

@@ -146,6 +146,14 @@ def test_multihead_attention_is_counted_where_values_are_looked_at():
     assert torch.backends.mha.get_fastpath_enabled()
 
 
+def test_macs_are_counted_where_arrays_are_taken():
+    class ByNumpy(nn.Conv2d):
+        def forward(self, x):
+            return super().forward(torch.from_numpy(x.numpy()))
+
+    assert complexity.count_macs(ByNumpy(1, 2, 3), (1, 5, 5)) == 3 * 3 * 2 * 9
+
+
 def test_a_wrong_size_is_an_error():
     with pytest.raises(RuntimeError, match="channels"):
         complexity.count_macs(dncnn(), (3, 8, 8))

@@ -688,6 +688,13 @@ def test_tensors_without_names_are_no_network():
         select_params({0: torch.ones(1)})
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_network_with_values_that_are_not_finite_is_refused(value):
+    with pytest.raises(InputError, match="not finite, in 1 of 4 tensors; the first: b.bias"):
+        mask = {"mask": torch.tensor([0, -math.inf]), "batches": torch.tensor(3)}
+        select_params({"a": torch.ones(2), "b.bias": torch.tensor([1, value]), **mask})
+
+
 def test_a_training_state_is_no_network():
     with pytest.raises(InputError, match="its keys are: epoch, iter, optimizers"):
         select_params({"epoch": 0, "iter": 8, "optimizers": []})

@@ -3,6 +3,7 @@
 import copy
 import itertools
 import json
+import math
 import pickle
 import subprocess
 import sys
@@ -188,11 +189,13 @@ def test_a_long_picture_with_no_more_pixels_than_that_is_run_whole_too():
     assert net.sizes == [1400]  # of (32 + 2 * 3) ** 2 = 1444
 
 
-def test_pictures_of_a_batch_keep_their_own_averages_in_tiles():
-    net = make(num_feat=8, attention_pool="global")
+def test_pictures_of_a_batch_keep_their_own_averages_in_tiles_and_these_have_double_precision(monkeypatch):
+    net, means, gather = make(num_feat=8, attention_pool="global"), [], tiling._gather_mean
+    monkeypatch.setattr(tiling, "_gather_mean", lambda *args: means.append(gather(*args)) or means[-1])
     x = torch.from_numpy(picture(2, 1, 100, 140)) * torch.tensor([1, 0.2]).view(2, 1, 1, 1)
     with torch.no_grad():
         assert (tiling.restore(net, x, tile=32) - net(x)).abs().max() < 1e-5
+    assert means and {(mean.dtype, mean.shape[2:]) for mean in means} == {(torch.float64, (1, 1))}
 
 
 def test_tiles_lie_on_the_grid_of_network_and_windows():
@@ -358,6 +361,8 @@ def test_bytes_per_pixel_follow_from_the_layers():
     # 16 channels in and 16 out of a convolution in fp32; the picture itself is not counted, the result is 1 channel.
     net = torch.nn.Sequential(torch.nn.Conv2d(1, 16, 3, padding=1), torch.nn.Conv2d(16, 16, 1))
     assert memory.count_bytes_per_pixel(net, 1) == pytest.approx(memory.OVERHEAD * 4 * (16 + 16), abs=8)
+    net.extend(torch.nn.Conv2d(16, 16, 1) for _ in range(3))  # what no layer reads any more is given back
+    assert memory.count_bytes_per_pixel(net, 1) == pytest.approx(memory.OVERHEAD * 4 * (16 + 16), abs=8)
 
 
 def test_the_limit_of_a_group_counts_and_the_file_cache_is_free(tmp_path):
@@ -371,22 +376,47 @@ def test_the_limit_of_a_group_counts_and_the_file_cache_is_free(tmp_path):
     assert 0 < memory.measure_free() < 2**50
 
 
+def test_memory_is_free_that_the_system_and_the_first_version_of_groups_leave(tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "Path", lambda path: tmp_path / path.lstrip("/"))
+    assert memory.measure_free() == memory.UNKNOWN  # a system that says nothing
+    (tmp_path / "proc" / "self").mkdir(parents=True)
+    (tmp_path / "proc" / "meminfo").write_text("MemTotal: 9000 kB\nMemFree: 100 kB\nMemAvailable: 5000 kB\n")
+    assert memory.measure_free() == 5000 * 1024
+    (tmp_path / "proc" / "self" / "cgroup").write_text("7:cpu,cpuacct:/\n4:hugetlb,memory:/a\n")
+    group = tmp_path / "sys" / "fs" / "cgroup" / "memory" / "a"
+    group.mkdir(parents=True)
+    (group / "memory.limit_in_bytes").write_text("4000000")
+    (group / "memory.usage_in_bytes").write_text("3000000")
+    (group / "memory.stat").write_text("cache 9\ninactive_file 500000\n")
+    assert memory.measure_free() == 1_500_000
+
+
 def test_tiles_follow_from_the_free_memory(monkeypatch):
     denoiser = Denoiser(load(make(DnCNN, num_feat=4)))
     denoiser._bytes_per_pixel = 1000.0
     x = torch.zeros(1, 1, 5000, 5000, dtype=torch.uint8)
     monkeypatch.setattr(memory, "measure_free", lambda device: 2_000_000_000)
     assert denoiser._count_pixels(x) == 1_000_000  # half of it
-    assert denoiser._fit_tile(x) == 1000 - 2 * 17 - 6  # halo 17, down to a multiple of 8
+    assert denoiser._fit_tile(x, 1_000_000) == 1000 - 2 * 17 - 6  # halo 17, down to a multiple of 8
     monkeypatch.setattr(memory, "measure_free", lambda device: 10**12)
     assert denoiser._count_pixels(x) == (restore.CPU_BUDGET - 50_000_000) // 1000  # the process stays under 4 GB
     huge = torch.zeros(1, dtype=torch.uint8).expand(1, 1, 60_000, 60_000)  # which alone takes more
     assert denoiser._count_pixels(huge) == restore.SMALLEST_BUDGET // 1000
-    denoiser._bytes_per_pixel = 1.0
-    assert denoiser._fit_tile(x) == restore.LARGEST_TILE
+    assert denoiser._fit_tile(x, 10**9) == restore.LARGEST_TILE
+    assert denoiser._fit_tile(x, 0) == tiling.SMALLEST_TILE
+
+
+@pytest.mark.parametrize("shape", [(5000, 4000, 3), (3, 5000, 4000, 1)])
+def test_all_that_was_given_counts_in_the_budget_of_each_tile(monkeypatch, shape):
+    """60 MB come in and 60 go out, though a grey network takes a third of them at a time."""
+    denoiser = Denoiser(load(make(DnCNN, num_feat=4)), device="cpu")
     denoiser._bytes_per_pixel = 1000.0
-    monkeypatch.setattr(memory, "measure_free", lambda device: 0)
-    assert denoiser._fit_tile(x) == tiling.SMALLEST_TILE
+    monkeypatch.setattr(memory, "measure_free", lambda device: 10**12)
+    monkeypatch.setattr(restore, "CPU_BUDGET", 1_000_000_000)
+    tiles = []
+    monkeypatch.setattr(tiling, "restore", lambda *args, tile, **settings: tiles.append(tile))
+    denoiser(np.broadcast_to(np.uint8(7), shape))
+    assert tiles == [938 - 2 * 17] * 3  # 938 is the root of 880 MB in pixels, rounded down
 
 
 def test_a_batch_goes_through_in_parts_that_fit():
@@ -421,13 +451,15 @@ def test_every_layout_comes_back_as_it_went_in():
     denoiser = Denoiser(load(net))
     expected = np.stack([[evaluate(net, plane) for plane in one] for one in x])
     hwc, clean = np.moveaxis(x, 1, 3), np.moveaxis(expected, 1, 3)
+    field = np.zeros((19, 30), [("mask", "u1"), ("value", "f4")])["value"]  # every fifth byte
+    field[:] = x[0, 0]
     cases = [
         (x[0, 0], expected[0, 0]), (hwc[0, ..., :1], clean[0, ..., :1]), (hwc[0], clean[0]), (hwc, clean),
         (hwc[..., :1], clean[..., :1]), (hwc[0, ..., ::-1], clean[0, ..., ::-1]),
-        (np.asfortranarray(hwc[0]), clean[0]), (hwc[0].astype(">f4"), clean[0]),
+        (np.asfortranarray(hwc[0]), clean[0]), (hwc[0].astype(">f4"), clean[0]), (field, clean[0, ..., 0]),
     ]  # fmt: skip
-    for noisy, wanted in cases:
-        noisy.flags.writeable = False
+    for (noisy, wanted), is_writeable in itertools.product(cases, (True, False)):
+        noisy.flags.writeable = is_writeable
         result = denoiser(noisy)
         assert result.shape == noisy.shape and result.dtype == np.float32 and np.abs(result - wanted).max() < 1e-5
     for noisy, wanted in ((x, expected), (x[0], expected[0]), (x[:, :1], expected[:, :1])):
@@ -456,6 +488,23 @@ def test_colour_through_a_grey_network_is_told_of(caplog):
         assert denoiser.restore(picture(9, 9, 3)).way
         denoiser(picture(9, 9, 3))
     assert "channel by channel" in caplog.text
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+def test_what_is_not_finite_is_no_picture(dtype):
+    net = torch.nn.Sequential(torch.nn.Conv2d(1, 1, 1), torch.nn.Conv2d(1, 1, 1)).requires_grad_(False)
+    net[0].weight.fill_(3e38)
+    net[1].weight.fill_(3e38)
+    with pytest.raises(InputError, match="net gives values that are not finite"):
+        Denoiser(load(net))(np.ones((4, 5), dtype))
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path):
+    params = make(num_feat=4).state_dict()
+    params["coarse_denoising.blocks.0.lwb1.norm.weight"][1] = math.nan  # of which a fused ReLU makes 0
+    torch.save({"params": params}, tmp_path / "net.pth")
+    with pytest.raises(InputError, match="not finite, in 1 of"):
+        Denoiser(tmp_path / "net.pth")
 
 
 def test_bf16_is_near_fp32(any_precision):
