@@ -30,6 +30,8 @@ class _Run:
         self.stop_requested = False  # set by a signal handler
         self.archived: list[tuple[str, str]] = []  # folders made, and where an older one of that name was moved to
         self.resume_state: dict | None = None
+        self.val_loaders: list = []
+        self.tb_logger = None
 
 
 RUN = _Run()

@@ -21,10 +21,11 @@ class TrainingError(RuntimeError):
     """
 
 
-class Interrupted(RuntimeError):
+class Interrupted(KeyboardInterrupt):
     """A run was asked to stop (Ctrl-C, SIGTERM, a closed terminal) and has saved what it had, if it was given the time.
 
-    The command line ends with exit status 130.
+    No ``Exception``: what guards a metric or a file must not take it for a fault of these. The command line ends with
+    exit status 130.
     """
 
 

@@ -130,9 +130,10 @@ def warm_up_to_the_rate() -> None:
     milestones inside it, because the scheduler goes on from the warmed-up rate.
 
     Here the scheduler steps on its own rate and the warm-up multiplies that. This is also the start of an iteration
-    for every model, so a requested stop is carried out here: save, then leave; and a resumed run takes up its random
-    numbers only here, since what came before (building, loading) may have drawn. Delete the first half when upstream
-    separates the two rates, the second when it handles SIGINT and SIGTERM, the third with ``save_or_raise``.
+    for every model, so a requested stop is carried out here: save, then leave; and a resumed run makes up for a
+    validation, and takes up its random numbers only here, since what came before (building, loading) may have drawn.
+    Delete the first half when upstream separates the two rates, the second when it handles SIGINT and SIGTERM, the rest
+    with ``save_or_raise``.
     """
     from basicsr.models.base_model import BaseModel
 
@@ -140,6 +141,8 @@ def warm_up_to_the_rate() -> None:
         RUN.is_started = RUN.is_started or RUN.iteration > 0  # a step is done: there is something to keep
         if RUN.stop_requested:
             _save_and_stop(self, current_iter - 1)
+        if RUN.resume_state and RUN.iteration == RUN.resume_state["iter"]:
+            _make_up_validation(self, RUN.resume_state)
         if RUN.resume_state and self.opt["rank"] == 0:  # whose numbers were kept
             _set_random_state(RUN.resume_state.pop("random", None))
         RUN.iteration = current_iter
@@ -160,6 +163,14 @@ def _save_and_stop(model, iteration: int) -> None:
     if iteration != RUN.saved:  # else it is there, and a resumed run has not yet taken up its random numbers
         _save(model, iteration)
     raise Interrupted(f"Stopped after iteration {iteration}; its checkpoint is saved. Go on with --auto_resume.")
+
+
+def _make_up_validation(model, state: dict) -> None:
+    """A checkpoint is written before it is validated: where the run ended in between, its best may not be known."""
+    val_opt = model.opt.get("val")
+    if val_opt and not state.get("is_validated", True) and state["iter"] % val_opt["val_freq"] == 0:
+        for loader in RUN.val_loaders:
+            model.validation(loader, state["iter"], RUN.tb_logger, val_opt["save_img"])
 
 
 def _get_random_state() -> dict:
@@ -274,7 +285,7 @@ def resume_with_the_options_given() -> None:
             own = _list_averages(_type_of(optimizer), optimizer.param_groups)
             if _list_averages(saved_type, saved_groups) != own:
                 logger.warning("The optimiser of the option file differs from the saved one; its averages start anew.")
-                averages = {}
+                averages = optimizer.state_dict()["state"]
             kept = ("params", "lr", "initial_lr") if is_same else ("params",)
             groups = [
                 {**given, **{key: saved[key] for key in kept if key in saved}}
@@ -465,6 +476,7 @@ def end_in_no_time() -> None:
         def __init__(self, *args, **kwargs) -> None:
             super().__init__(*args, **kwargs)
             self.max_iters += 1
+            RUN.tb_logger = self.tb_logger
 
     basicsr.train.MessageLogger = MessageLogger
 

@@ -36,7 +36,7 @@ from hranet_arch.errors import TrainingError
 from hranet_arch.fixes import pair_with_average
 from hranet_arch.networks import load_network
 from hranet_arch.step_graph import StepGraph
-from hranet_arch.validation import note_best, validate
+from hranet_arch.validation import describe_measure, note_best, validate
 
 MOST_OVERFLOWS = 40  # of fp16's gradients in a row: the scale is 2 ** 16 at first, and seldom over 2 ** 24
 
@@ -67,6 +67,8 @@ class RestorationModel(SRModel):
         self.unread: tuple[int, OrderedDict[str, Tensor]] | None = None
         self.listed_for: torch.nn.Module | None = None
         self.ranked: dict[str, float] = {}  # of this iteration, the sets of best_on that have been run
+        self.picked: dict = {}  # what net_g_best.pth is: its value, its iteration, and what the value is of
+        self.validated_at = 0  # the last iteration of which all sets have been run
         self.progress: tqdm | None = None
         self.at_terminal = ExitStack()
         super().__init__(opt)
@@ -299,10 +301,18 @@ class RestorationModel(SRModel):
         )
         if self.skipped_in_a_row >= self.max_skipped:
             raise TrainingError(
-                f"The loss was not finite in {self.skipped_in_a_row} iterations in a row, up to {current_iter}. "
-                f"The last checkpoint in {self.opt['path']['models']} is from before. "
-                "Lower train.optim_g.lr, set train.grad_clip, or use train.precision fp32 or bf16."
+                f"The loss was not finite in {self.skipped_in_a_row} iterations in a row, up to {current_iter}. Lower "
+                "train.optim_g.lr, set train.grad_clip, or use train.precision fp32 or bf16, and "
+                f"{self._advise_start(current_iter - self.skipped_in_a_row)}."
             )
+
+    def _advise_start(self, iteration: int) -> str:
+        folder = Path(self.opt["path"]["training_states"])
+        states = [int(path.stem) for path in folder.glob("*.state") if path.stem.isdecimal()]
+        sound = max((number for number in states if number <= iteration), default=None)
+        if sound is None:
+            return "begin anew: no checkpoint is from before"
+        return f"go on from a checkpoint of before: path.resume_state={folder / f'{sound}.state'}"
 
     @master_only
     def _show_progress(self, current_iter: int) -> None:
@@ -351,8 +361,9 @@ class RestorationModel(SRModel):
             self._save_networks("best")
         elif metric not in means and name in (self.opt["val"].get("best_on") or []):  # the options can't know
             get_root_logger().warning(f"{name}: val.best_on names it, but it has no clean pictures to pick by.")
-        if means:
-            self._keep_best()
+        if name == [one["name"] for phase, one in self.opt["datasets"].items() if phase.startswith("val")][-1]:
+            self.validated_at = RUN.iteration
+            self._complete_state()
 
     def _is_best(self, dataset_name: str, means: dict[str, float], current_iter: int) -> bool:
         """By the first metric: its mean over the sets that ``best_on`` names, once the last of them has been run."""
@@ -365,22 +376,31 @@ class RestorationModel(SRModel):
             return False
         value, self.ranked = float(np.mean(list(self.ranked.values()))), {}
         name = ", ".join(sets)
+        iteration = min(current_iter, int(self.opt["train"]["total_iter"]))
         if len(sets) > 1:
-            iteration = min(current_iter, int(self.opt["train"]["total_iter"]))
             best = note_best(self, name, {metric: value}, iteration)[metric]
             said = f"Mean of {name}\n\t # {metric}: {value:.4f}"
             get_root_logger().info(f"{said}\tBest: {best['val']:.4f} @ {best['iter']} iter")
-        return self.best_metric_results[name][metric]["val"] == value
+        sign = -1 if self.opt["val"]["metrics"][metric].get("better", "higher") == "lower" else 1
+        if not sign * value >= sign * self.picked.get("val", -sign * np.inf):  # nor where it is not a number
+            return False
+        self.picked = {"val": value, "iter": iteration, "of": describe_measure(self.opt, sets, metric)}
+        return True
 
     # --- checkpoints ---
 
     @master_only
-    def _keep_best(self) -> None:
-        """Into the state of this iteration too, which was saved before the validation: a resume must know its best."""
+    def _complete_state(self) -> None:
+        """What validation found, into the state of this iteration, which was saved before: a resume must know it."""
         path = Path(self.opt["path"]["training_states"]) / f"{RUN.iteration}.state"  # BasicSR ends one too high
-        records = [record for of_set in self.best_metric_results.values() for record in of_set.values()]
-        if path.is_file() and any(record["iter"] == RUN.iteration for record in records):
-            checkpoints.save_atomically({**checkpoints.load_checkpoint(path), "best": self.best_metric_results}, path)
+        if path.is_file():
+            state, found = checkpoints.load_checkpoint(path), self._describe_validation()
+            if any(state.get(key) != value for key, value in found.items()):
+                checkpoints.save_atomically({**state, **found}, path)
+
+    def _describe_validation(self) -> dict:
+        best = getattr(self, "best_metric_results", {})
+        return {"best": best, "picked": self.picked, "is_validated": self.validated_at == RUN.iteration}
 
     def _save_networks(self, label: str | int) -> None:
         nets = {"params": self.net_g, "params_ema": getattr(self, "net_g_ema", None)}
@@ -393,7 +413,7 @@ class RestorationModel(SRModel):
             "precision": self.precision,
             "scaler": self.scaler.state_dict(),
             "skipped": int(self.lost_counts[0]),
-            "best": getattr(self, "best_metric_results", {}),
+            **self._describe_validation(),
         }
 
     def resume_training(self, resume_state: dict) -> None:
@@ -403,6 +423,20 @@ class RestorationModel(SRModel):
         self.skipped = self.lost_counts[0] = resume_state.get("skipped", 0)
         if resume_state.get("best"):
             self.best_metric_results = resume_state["best"]
+        self._take_up_pick(resume_state.get("picked") or {})
+
+    def _take_up_pick(self, picked: dict) -> None:
+        val_opt = self.opt.get("val") or {}
+        sets, metric = val_opt.get("best_on") or [], next(iter(val_opt.get("metrics") or {}), None)
+        if not (picked and sets and metric):
+            return
+        if picked["of"] == describe_measure(self.opt, sets, metric):
+            self.picked = picked
+        else:
+            get_root_logger().warning(
+                "val.best_on, its metric or its sets are not those that net_g_best.pth was picked by so far: it is "
+                "picked anew, from the next validation on."
+            )
 
 
 class DenoisingModel(RestorationModel):

@@ -409,11 +409,13 @@ def _check_schedule(scheduler: dict, total_iter: int) -> list[str]:
         if isinstance(values, str) or (isinstance(values, list) and not all(map(schema.is_number, values))):
             errors.append(f"train.scheduler.{key}: {values!r} must be a list of numbers.")
     for key in ("gamma", "eta_min"):
-        if not schema.is_number(scheduler.get(key, 0)):
-            errors.append(f"train.scheduler.{key}: {scheduler[key]!r} must be a number.")
+        if not (schema.is_number(scheduler.get(key, 0)) and scheduler.get(key, 0) >= 0):
+            errors.append(f"train.scheduler.{key}: {scheduler[key]!r} must be a number, 0 or more: rates are.")
     if errors:
         return errors
     weights = scheduler.get("restart_weights", [1])
+    if isinstance(weights, list) and any(weight < 0 for weight in weights):
+        errors.append(f"train.scheduler.restart_weights: {weights} must be 0 or more: rates are.")
     for key in ("periods", "restarts"):
         values = scheduler.get(key, [total_iter])
         if not isinstance(values, list) or not isinstance(weights, list):

@@ -271,6 +271,7 @@ def create_train_val_dataloader(opt: dict, basicsr_log: logging.Logger) -> tuple
             f"{train_loader.batch_size}. Raise dataset_enlarge_ratio or lower batch_size_per_gpu."
         )
     opt["iters_per_epoch"] = iterations
+    RUN.val_loaders = list(loaders.values())
     if RUN.resume_state:
         # The epoch is counted anew: the batch size may have changed since the state was saved.
         epoch, done = divmod(RUN.resume_state["iter"], iterations)
@@ -279,7 +280,7 @@ def create_train_val_dataloader(opt: dict, basicsr_log: logging.Logger) -> tuple
     total_iters = int(opt["train"]["total_iter"])
     total_epochs = -(-total_iters // iterations)
     basicsr_log.info(f"{iterations} iterations an epoch, {total_epochs} epochs, {total_iters} iterations.")
-    return train_loader, train_loader.sampler, list(loaders.values()), total_epochs, total_iters
+    return train_loader, train_loader.sampler, RUN.val_loaders, total_epochs, total_iters
 
 
 def _build_loader(dataset: Dataset, dataset_opt: dict, sampler: ResumableSampler | None, opt: dict):

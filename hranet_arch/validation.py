@@ -10,6 +10,7 @@ import json
 import logging
 import math
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -232,12 +233,25 @@ def note_best(model, name: str, means: dict[str, float], current_iter: int | str
 
 
 def _add_new_metrics(model, name: str) -> None:
-    """A resumed run's best results lack what its option file names since; those turned round count no more."""
+    """A resumed run's best results lack what its option file names since; those of something else count no more."""
     records = model.best_metric_results[name]
     for metric, options in model.opt["val"]["metrics"].items():
-        better = options.get("better", "higher")
-        if metric not in records or records[metric]["better"] != better:
-            records[metric] = {"better": better, "val": -math.inf if better == "higher" else math.inf, "iter": -1}
+        measured = describe_measure(model.opt, name.split(", "), metric)
+        if records.get(metric, {}).get("of") != measured:
+            better = options.get("better", "higher")
+            worst = -math.inf if better == "higher" else math.inf
+            records[metric] = {"better": better, "val": worst, "iter": -1, "of": measured}
+
+
+def describe_measure(opt: dict, sets: Sequence[str], metric: str) -> str:
+    """A metric's options and those of the sets it is measured on. Of paths the last part: a run may go on elsewhere."""
+    data = [dataset for dataset in (opt.get("datasets") or {}).values() if dataset.get("name") in sets]
+    paths = ("dataroot", "meta_info")
+    data = [
+        {key: Path(value).name if key.startswith(paths) and value else value for key, value in dataset.items()}
+        for dataset in data
+    ]
+    return json.dumps([metric, opt["val"]["metrics"][metric], data], sort_keys=True, default=str)
 
 
 def _write_record(model, dataset_name: str, means: dict, inputs: dict, rows: list[dict]) -> None:

@@ -394,7 +394,8 @@ def test_the_first_process_goes_on_with_all_its_random_numbers_at_the_first_step
         return random.random(), np.random.rand(), torch.rand(()).item()
 
     model = BaseModel({"num_gpu": 0, "is_train": True, "rank": rank})
-    monkeypatch.setattr(fixes.RUN, "resume_state", {"random": copy.deepcopy(fixes._get_random_state())})
+    state = {"iter": 4, "random": copy.deepcopy(fixes._get_random_state())}
+    monkeypatch.setattr(fixes.RUN, "resume_state", state)
     kept = draw()
     after = fixes._get_random_state()
     model.update_learning_rate(5)

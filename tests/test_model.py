@@ -7,6 +7,7 @@ import math
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import cv2
 import numpy as np
@@ -14,9 +15,9 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hranet_arch import arithmetic, registration, validation
+from hranet_arch import arithmetic, checkpoints, registration, validation
 from hranet_arch import model as model_module
-from hranet_arch.errors import TrainingError
+from hranet_arch.errors import Interrupted, TrainingError
 from hranet_arch.hranet import LayerNorm2d
 from hranet_arch.model import DenoisingModel, find_compile_fault, get_root_logger
 from tests.conftest import load_network, make_pictures
@@ -192,13 +193,23 @@ def test_a_loss_that_is_not_finite_changes_nothing():
     assert model.skipped_in_a_row == 0 and model.skipped == 1
 
 
-def test_too_many_of_them_end_the_run():
+def test_too_many_of_them_end_the_run(tmp_path):
+    """Iterations 7, 8 and 9 are lost: a state of 7 has the weights, but for one step, that brought it about."""
     model = make_model(max_skipped=3)
+    model.opt["path"]["training_states"] = str(tmp_path)
+    for name in (2, 5, 7, "x"):
+        (tmp_path / f"{name}.state").touch()
     poison = torch.full((1, 1, 2, 2), math.inf)
-    for iteration in (1, 2):
+    for iteration in (7, 8):
         step(model, poison, torch.zeros(1, 1, 2, 2), iteration)
-    with pytest.raises(TrainingError, match="3 iterations in a row.*last checkpoint"):
-        step(model, poison, torch.zeros(1, 1, 2, 2), 3)
+    with pytest.raises(TrainingError, match="3 iterations in a row, up to 9.*resume_state=.*5.state"):
+        step(model, poison, torch.zeros(1, 1, 2, 2), 9)
+    for name in (2, 5):
+        (tmp_path / f"{name}.state").unlink()
+    model.unread = (9, model.log_dict)
+    with pytest.raises(TrainingError, match="begin anew: no checkpoint is from before"):
+        model.skipped = 0
+        model._read_log()
 
 
 def test_an_average_that_is_not_finite_is_not_saved(tmp_path, monkeypatch):
@@ -614,6 +625,20 @@ def test_a_metric_of_floats_sees_them_as_they_are():
     assert validation.score(metrics, gt + 1e-4, gt)["p"] == pytest.approx(80, abs=1e-3)
 
 
+@pytest.mark.parametrize("score", [validation.score, validation._score_alone])
+def test_a_stop_is_no_fault_of_a_metric(monkeypatch, score):
+    monkeypatch.setattr(validation, "calculate_metric", Mock(side_effect=Interrupted("Stopped at once")))
+    with pytest.raises(Interrupted):
+        score({"niqe": {"type": "calculate_niqe", "crop_border": 0}}, torch.zeros(1, 8, 8))
+
+
+def test_a_stop_is_no_fault_of_a_disk(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "save", Mock(side_effect=Interrupted("Stopped at once")))
+    with pytest.raises(Interrupted):
+        checkpoints.save_atomically({}, tmp_path / "net.pth")
+    assert not list(tmp_path.iterdir())
+
+
 def test_one_picture_that_is_not_finite_makes_the_mean_nan():
     rows = [{"name": str(value), "output": {"psnr": value}} for value in (30.0, math.nan, math.inf)]
     assert math.isnan(validation._mean(rows, "psnr", "val"))
@@ -644,6 +669,8 @@ def test_several_sets_pick_the_best_network_by_their_mean(monkeypatch):
     psnr = {"weak": {1: 30, 2: 31, 3: 30}, "other": {1: 40, 2: 41, 3: 42}, "strong": {1: 30, 2: 28, 3: 30.5}}
     model, saved = make_model(), []
     model.opt["val"] = {"metrics": {"psnr": {"type": "calculate_psnr"}}, "best_on": ["weak", "strong"]}
+    model.opt["datasets"] = {f"val_{name}": {"name": name} for name in psnr}
+    monkeypatch.setattr(model, "_complete_state", lambda: None)
 
     def validate(model, loader, current_iter, *_):
         means = {"psnr": psnr[loader.dataset.opt["name"]][current_iter]}
@@ -657,7 +684,8 @@ def test_several_sets_pick_the_best_network_by_their_mean(monkeypatch):
             loader = SimpleNamespace(dataset=SimpleNamespace(opt={"name": name}))
             model.nondist_validation(loader, iteration, None, False)
     assert saved == [("best", "strong", 1), ("best", "strong", 3)]
-    assert model.best_metric_results["weak, strong"]["psnr"] == {"better": "higher", "val": 30.25, "iter": 3}
+    best = model.best_metric_results["weak, strong"]["psnr"]
+    assert (best["better"], best["val"], best["iter"]) == ("higher", 30.25, 3)
     assert model.best_metric_results["weak"]["psnr"]["iter"] == 2
 
 
@@ -674,6 +702,8 @@ def test_a_set_that_turns_out_to_have_no_clean_pictures_does_not_fail_to_pick_in
     model, warnings = make_model(), []
     monkeypatch.setattr(get_root_logger(), "warning", warnings.append)
     model.opt["val"] = {"metrics": {"psnr": {"type": "calculate_psnr"}}, "best_on": ["noisy"]}
+    model.opt["datasets"] = {"val": {"name": "other"}, "val_2": {"name": "noisy"}}
+    monkeypatch.setattr(model, "_complete_state", lambda: None)
     monkeypatch.setattr("hranet_arch.model.validate", lambda *_: {})
     for name in ("other", "noisy"):
         model.nondist_validation(SimpleNamespace(dataset=SimpleNamespace(opt={"name": name})), 1, None, False)
@@ -779,11 +809,11 @@ def test_a_tests_record_is_json_where_nothing_finite_comes_out(recipe, run, tmp_
     weights = torch.load("experiments/tiny/models/net_g_8.pth", weights_only=True)
     for params in weights.values():
         if isinstance(params, dict):
-            next(iter(params.values())).fill_(math.nan)
-    torch.save(weights, "nan.pth")
+            next(iter(params.values())).fill_(3e38)  # which overflows
+    torch.save(weights, "large.pth")
     test = {key: recipe[key] for key in ("model_type", "num_gpu", "network_g", "val")}
     test |= {"name": "tested", "datasets": {"test": recipe["datasets"]["val"]}}
-    assert run("test", {**test, "path": {"pretrain_network_g": "nan.pth"}}) == 0
+    assert run("test", {**test, "path": {"pretrain_network_g": "large.pth"}}) == 0
 
     def refuse(text):
         raise AssertionError(f"{text} is no JSON")

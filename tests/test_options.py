@@ -421,11 +421,13 @@ def test_wrong_types_and_values(recipe, entry, message):
     [
         ({"milestones": ["2k"]}, "milestones: ['2k'] must be a list of numbers."),
         ({"milestones": "6"}, "milestones: '6' must be a list of numbers."),
-        ({"milestones": [6], "gamma": "0,5"}, "gamma: '0,5' must be a number."),
+        ({"milestones": [6], "gamma": "0,5"}, "gamma: '0,5' must be a number, 0 or more"),
         ({"periods": [None]}, "periods: [None] must be a list of numbers."),
         ({"periods": ["8"]}, "periods: ['8'] must be a list of numbers."),
         ({"periods": [4, 4], "restart_weights": [1, "0,5"]}, "restart_weights: [1, '0,5'] must be a list of numbers."),
-        ({"periods": [8], "eta_min": "low"}, "eta_min: 'low' must be a number."),
+        ({"periods": [8], "eta_min": "low"}, "eta_min: 'low' must be a number, 0 or more"),
+        ({"periods": [8], "eta_min": -1e-3}, "eta_min: -0.001 must be a number, 0 or more: rates are."),
+        ({"periods": [4, 4], "restart_weights": [1, -1]}, "restart_weights: [1, -1] must be 0 or more: rates are."),
     ],
 )
 def test_schedules_that_are_no_numbers(recipe, scheduler, message):

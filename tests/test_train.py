@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -11,13 +12,15 @@ import sys
 import time
 from datetime import timedelta
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
 import yaml
 
+from hranet_arch.errors import TrainingError
 from hranet_arch.hranet import HRANet
-from hranet_arch.model import DenoisingModel
+from hranet_arch.model import DenoisingModel, RestorationModel
 from tests.conftest import REPOSITORY, load_network, run_cli
 
 
@@ -78,6 +81,54 @@ def test_resuming_in_the_middle_is_exact_without_workers(recipe, run):
     assert run("train", recipe, "--force_yml", "train:total_iter=4") == 0
     assert run("train", recipe, "--auto_resume") == 0
     assert_equal_networks("experiments/whole/models/net_g_8.pth", "experiments/tiny/models/net_g_8.pth")
+
+
+@pytest.mark.parametrize("broken", ["_save_networks", "_complete_state"])
+def test_a_resumed_run_makes_up_for_the_validation_that_a_full_disk_broke_off(recipe, run, monkeypatch, broken):
+    """The best is iteration 4's, of which the state of before the validation knows nothing."""
+    recipe["train"]["scheduler"] = {"type": "MultiStepLR", "milestones": [4], "gamma": 1e5}
+    assert run("train", recipe, "--force_yml", "name=whole") == 0
+    full_disk = TrainingError("Cannot write the checkpoint")
+    with monkeypatch.context() as patch:
+        patch.setattr(RestorationModel, broken, Mock(side_effect=full_disk))
+        assert run("train", recipe) == 1
+    state = torch.load("experiments/tiny/training_states/4.state", weights_only=True)
+    assert not state["is_validated"] and not state["picked"]
+    assert run("train", recipe, "--auto_resume") == 0
+    assert_equal_networks("experiments/whole/models/net_g_best.pth", "experiments/tiny/models/net_g_best.pth")
+    states = (f"experiments/{name}/training_states/{n}.state" for name in ("whole", "tiny") for n in (4, 8))
+    states = [torch.load(state, weights_only=True) for state in states]
+    assert all(state["is_validated"] and state["picked"]["iter"] == 4 for state in states)
+    assert states[1]["best"] == states[3]["best"] and states[1]["picked"] == states[3]["picked"]
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (["val:best_on=null"], ["val:best_on=val"]),
+        ([], ["val:metrics:psnr:crop_border=1"]),
+        ([], ["datasets:val:sigma=50", "datasets:val:dataroot_gt=elsewhere/val"]),
+    ],
+)
+def test_what_picks_the_best_network_may_change_at_a_resume(recipe, run, capsys, before, after):
+    """What another metric or set gave counts no more, though it was better: iteration 8 is bad, and the best now."""
+    recipe["train"]["scheduler"] = {"type": "MultiStepLR", "milestones": [4], "gamma": 1e3}
+    assert run("train", recipe, "--force_yml", "train:total_iter=4", *before) == 0
+    best = Path("experiments/tiny/models/net_g_best.pth")
+    assert best.exists() != bool(before)
+    shutil.copytree("val", "elsewhere/val")
+    capsys.readouterr()
+    assert run("train", recipe, "--auto_resume", "--force_yml", *after) == 0
+    assert torch.load(best, weights_only=True)["iter"] == 8
+    assert ("it is picked anew" in capsys.readouterr().err) != bool(before)
+
+
+def test_the_best_network_is_still_the_best_where_the_data_have_moved(recipe, run):
+    recipe["train"]["scheduler"] = {"type": "MultiStepLR", "milestones": [4], "gamma": 1e3}
+    assert run("train", recipe, "--force_yml", "train:total_iter=4") == 0
+    shutil.copytree("val", "elsewhere/val")
+    assert run("train", recipe, "--auto_resume", "--force_yml", "datasets:val:dataroot_gt=elsewhere/val") == 0
+    assert torch.load("experiments/tiny/models/net_g_best.pth", weights_only=True)["iter"] == 4
 
 
 @pytest.mark.parametrize("model_type", ["DenoisingModel", "SRModel"])
