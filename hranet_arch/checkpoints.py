@@ -86,7 +86,8 @@ def select_params(checkpoint: dict, key: str | None = None) -> tuple[dict[str, T
     params = checkpoint if found is None else checkpoint[found]
     if not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in params.items()):
         raise InputError(f"The checkpoint holds no network; its keys are: {', '.join(map(str, checkpoint))}.")
-    broken = [name for name, value in params.items() if value.is_floating_point() and not (value < math.inf).all()]
+    floats = {name: value.double() for name, value in params.items() if value.is_floating_point()}
+    broken = [name for name, value in floats.items() if not (value < math.inf).all()]
     if broken:
         raise InputError(
             f"The checkpoint's network has values that are not finite, in {len(broken)} of {len(params)} tensors; the "

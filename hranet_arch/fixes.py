@@ -168,7 +168,7 @@ def _save_and_stop(model, iteration: int) -> None:
 def _make_up_validation(model, state: dict) -> None:
     """A checkpoint is written before it is validated: where the run ended in between, its best may not be known."""
     val_opt = model.opt.get("val")
-    if val_opt and not state.get("is_validated", True) and state["iter"] % val_opt["val_freq"] == 0:
+    if val_opt and state.get("owes_validation"):
         for loader in RUN.val_loaders:
             model.validation(loader, state["iter"], RUN.tb_logger, val_opt["save_img"])
 

@@ -303,16 +303,18 @@ class RestorationModel(SRModel):
             raise TrainingError(
                 f"The loss was not finite in {self.skipped_in_a_row} iterations in a row, up to {current_iter}. Lower "
                 "train.optim_g.lr, set train.grad_clip, or use train.precision fp32 or bf16, and "
-                f"{self._advise_start(current_iter - self.skipped_in_a_row)}."
+                f"{self._advise_start(current_iter)}."
             )
 
-    def _advise_start(self, iteration: int) -> str:
+    def _advise_start(self, current_iter: int) -> str:
+        """The last iteration with a loss has made the weights that have none: what is sound is older."""
+        last = current_iter - max(self.skipped_in_a_row, int(self.overflows))
         folder = Path(self.opt["path"]["training_states"])
         states = [int(path.stem) for path in folder.glob("*.state") if path.stem.isdecimal()]
-        sound = max((number for number in states if number <= iteration), default=None)
+        sound = max((number for number in states if number < last), default=None)
         if sound is None:
             return "begin anew: no checkpoint is from before"
-        return f"go on from a checkpoint of before: path.resume_state={folder / f'{sound}.state'}"
+        return f"go on from before, not by --auto_resume: --force_yml path:resume_state={folder / f'{sound}.state'}"
 
     @master_only
     def _show_progress(self, current_iter: int) -> None:
@@ -381,10 +383,17 @@ class RestorationModel(SRModel):
             best = note_best(self, name, {metric: value}, iteration)[metric]
             said = f"Mean of {name}\n\t # {metric}: {value:.4f}"
             get_root_logger().info(f"{said}\tBest: {best['val']:.4f} @ {best['iter']} iter")
+        measured = describe_measure(self.opt, sets, metric)
+        if self.picked.get("of", measured) != measured:  # older states do not say of what
+            get_root_logger().warning(
+                "val.best_on, its metric or its sets are not those that net_g_best.pth was picked by so far: it is "
+                "picked anew."
+            )
+            self.picked = {}
         sign = -1 if self.opt["val"]["metrics"][metric].get("better", "higher") == "lower" else 1
         if not sign * value >= sign * self.picked.get("val", -sign * np.inf):  # nor where it is not a number
             return False
-        self.picked = {"val": value, "iter": iteration, "of": describe_measure(self.opt, sets, metric)}
+        self.picked = {"val": value, "iter": iteration, "of": measured}
         return True
 
     # --- checkpoints ---
@@ -399,8 +408,11 @@ class RestorationModel(SRModel):
                 checkpoints.save_atomically({**state, **found}, path)
 
     def _describe_validation(self) -> dict:
+        val_opt, iteration = self.opt.get("val"), RUN.iteration
+        is_last = iteration == int(self.opt["train"]["total_iter"])
+        is_due = bool(val_opt) and (is_last or iteration % val_opt["val_freq"] == 0)
         best = getattr(self, "best_metric_results", {})
-        return {"best": best, "picked": self.picked, "is_validated": self.validated_at == RUN.iteration}
+        return {"best": best, "picked": self.picked, "owes_validation": is_due and self.validated_at != iteration}
 
     def _save_networks(self, label: str | int) -> None:
         nets = {"params": self.net_g, "params_ema": getattr(self, "net_g_ema", None)}
@@ -423,20 +435,10 @@ class RestorationModel(SRModel):
         self.skipped = self.lost_counts[0] = resume_state.get("skipped", 0)
         if resume_state.get("best"):
             self.best_metric_results = resume_state["best"]
-        self._take_up_pick(resume_state.get("picked") or {})
-
-    def _take_up_pick(self, picked: dict) -> None:
         val_opt = self.opt.get("val") or {}
         sets, metric = val_opt.get("best_on") or [], next(iter(val_opt.get("metrics") or {}), None)
-        if not (picked and sets and metric):
-            return
-        if picked["of"] == describe_measure(self.opt, sets, metric):
-            self.picked = picked
-        else:
-            get_root_logger().warning(
-                "val.best_on, its metric or its sets are not those that net_g_best.pth was picked by so far: it is "
-                "picked anew, from the next validation on."
-            )
+        best = resume_state.get("best", {}).get(", ".join(sets), {}).get(metric, {})
+        self.picked = resume_state.get("picked", best)  # older states do not say it
 
 
 class DenoisingModel(RestorationModel):

@@ -31,6 +31,11 @@ from hranet_arch.images import to_array, to_uint8, write_png
 
 logger = logging.getLogger(__name__)
 
+OF_LOADING = (
+    "phase", "cache", "io_backend", "batch_size_per_gpu", "num_worker_per_gpu", "prefetch_mode", "num_prefetch_queue",
+    "pin_memory", "persistent_workers", "use_shuffle",
+)  # fmt: skip
+
 
 def validate(model, dataloader, current_iter: int | str, tb_logger, save_img: bool) -> dict[str, float] | None:
     """Runs a model over one validation or test set.
@@ -236,22 +241,24 @@ def _add_new_metrics(model, name: str) -> None:
     """A resumed run's best results lack what its option file names since; those of something else count no more."""
     records = model.best_metric_results[name]
     for metric, options in model.opt["val"]["metrics"].items():
-        measured = describe_measure(model.opt, name.split(", "), metric)
-        if records.get(metric, {}).get("of") != measured:
-            better = options.get("better", "higher")
-            worst = -math.inf if better == "higher" else math.inf
-            records[metric] = {"better": better, "val": worst, "iter": -1, "of": measured}
+        better, measured = options.get("better", "higher"), describe_measure(model.opt, name.split(", "), metric)
+        record = records.get(metric, {})
+        if record.get("better") != better or record.get("of", measured) != measured:  # older states do not say of what
+            records[metric] = {"better": better, "val": -math.inf if better == "higher" else math.inf, "iter": -1}
+        records[metric]["of"] = measured
 
 
 def describe_measure(opt: dict, sets: Sequence[str], metric: str) -> str:
-    """A metric's options and those of the sets it is measured on. Of paths the last part: a run may go on elsewhere."""
+    """A metric's options and those of the sets it is measured on, but for how these are loaded. Of paths the last part:
+    a run may go on elsewhere."""
     data = [dataset for dataset in (opt.get("datasets") or {}).values() if dataset.get("name") in sets]
-    paths = ("dataroot", "meta_info")
-    data = [
-        {key: Path(value).name if key.startswith(paths) and value else value for key, value in dataset.items()}
-        for dataset in data
-    ]
+    data = [{key: _shorten(key, value) for key, value in one.items() if key not in OF_LOADING} for one in data]
     return json.dumps([metric, opt["val"]["metrics"][metric], data], sort_keys=True, default=str)
+
+
+def _shorten(key: str, value: object) -> object:
+    is_path = key.startswith(("dataroot", "meta_info")) and isinstance(value, (str, Path))
+    return Path(value).name if is_path else value
 
 
 def _write_record(model, dataset_name: str, means: dict, inputs: dict, rows: list[dict]) -> None:

@@ -211,7 +211,7 @@ def describe(run: Path, recipe: Path, opt: dict, network: HRANet) -> dict:
     key = ", ".join(names)  # of the sets' mean, where there are several
     if key not in state["best"]:
         raise InputError(f"{run}: its newest training state knows no best by val.best_on: [{key}].")
-    best = state["best"][key][metric]
+    best = state.get("picked") or state["best"][key][metric]  # the second before 2026-11-29
     return {
         "name": opt["name"],
         "network": opt["network_g"],

@@ -194,10 +194,10 @@ def test_a_loss_that_is_not_finite_changes_nothing():
 
 
 def test_too_many_of_them_end_the_run(tmp_path):
-    """Iterations 7, 8 and 9 are lost: a state of 7 has the weights, but for one step, that brought it about."""
+    """Iterations 7, 8 and 9 are lost: those of 6 and later are the weights that have no loss."""
     model = make_model(max_skipped=3)
     model.opt["path"]["training_states"] = str(tmp_path)
-    for name in (2, 5, 7, "x"):
+    for name in (2, 5, 6, 7, "x"):
         (tmp_path / f"{name}.state").touch()
     poison = torch.full((1, 1, 2, 2), math.inf)
     for iteration in (7, 8):
@@ -206,10 +206,12 @@ def test_too_many_of_them_end_the_run(tmp_path):
         step(model, poison, torch.zeros(1, 1, 2, 2), 9)
     for name in (2, 5):
         (tmp_path / f"{name}.state").unlink()
-    model.unread = (9, model.log_dict)
-    with pytest.raises(TrainingError, match="begin anew: no checkpoint is from before"):
-        model.skipped = 0
-        model._read_log()
+    assert "begin anew: no checkpoint is from before" in model._advise_start(9)
+    for name in (3, 4):
+        (tmp_path / f"{name}.state").touch()
+    assert "4.state" in model._advise_start(9)
+    model.overflows.fill_(5)  # of fp16's gradients, before iterations are lost: since the 5th
+    assert "3.state" in model._advise_start(9)
 
 
 def test_an_average_that_is_not_finite_is_not_saved(tmp_path, monkeypatch):
@@ -637,6 +639,16 @@ def test_a_stop_is_no_fault_of_a_disk(tmp_path, monkeypatch):
     with pytest.raises(Interrupted):
         checkpoints.save_atomically({}, tmp_path / "net.pth")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_set_is_the_same_where_it_lies_elsewhere_and_is_loaded_otherwise():
+    def describe(**options):
+        sets = {"train": {"name": "train"}, "val": {"name": "val", "dataroot_gt": "a/val", "sigma": 25, **options}}
+        return validation.describe_measure({"datasets": sets, "val": {"metrics": {"psnr": {}}}}, ["val"], "psnr")
+
+    assert describe() == describe(dataroot_gt=Path("/b/val"), cache="ram", num_worker_per_gpu=4)
+    others = {describe(**options) for options in ({"sigma": 50}, {"dataroot_gt": "a/other"}, {"dataroot_x": ["a", 1]})}
+    assert len(others) == 3 and describe() not in others
 
 
 def test_one_picture_that_is_not_finite_makes_the_mean_nan():

@@ -93,12 +93,12 @@ def test_a_resumed_run_makes_up_for_the_validation_that_a_full_disk_broke_off(re
         patch.setattr(RestorationModel, broken, Mock(side_effect=full_disk))
         assert run("train", recipe) == 1
     state = torch.load("experiments/tiny/training_states/4.state", weights_only=True)
-    assert not state["is_validated"] and not state["picked"]
+    assert state["owes_validation"] and not state["picked"]
     assert run("train", recipe, "--auto_resume") == 0
     assert_equal_networks("experiments/whole/models/net_g_best.pth", "experiments/tiny/models/net_g_best.pth")
     states = (f"experiments/{name}/training_states/{n}.state" for name in ("whole", "tiny") for n in (4, 8))
     states = [torch.load(state, weights_only=True) for state in states]
-    assert all(state["is_validated"] and state["picked"]["iter"] == 4 for state in states)
+    assert all(state["picked"]["iter"] == 4 and not state["owes_validation"] for state in states)
     assert states[1]["best"] == states[3]["best"] and states[1]["picked"] == states[3]["picked"]
 
 
@@ -124,11 +124,40 @@ def test_what_picks_the_best_network_may_change_at_a_resume(recipe, run, capsys,
 
 
 def test_the_best_network_is_still_the_best_where_the_data_have_moved(recipe, run):
+    """Nor is it forgotten by a part of the run that picked none."""
     recipe["train"]["scheduler"] = {"type": "MultiStepLR", "milestones": [4], "gamma": 1e3}
     assert run("train", recipe, "--force_yml", "train:total_iter=4") == 0
+    assert run("train", recipe, "--auto_resume", "--force_yml", "train:total_iter=6", "val:best_on=null") == 0
     shutil.copytree("val", "elsewhere/val")
     assert run("train", recipe, "--auto_resume", "--force_yml", "datasets:val:dataroot_gt=elsewhere/val") == 0
     assert torch.load("experiments/tiny/models/net_g_best.pth", weights_only=True)["iter"] == 4
+
+
+def test_the_validation_that_ends_a_training_is_made_up_for_too(recipe, run, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        patch.setattr(RestorationModel, "_complete_state", Mock(side_effect=TrainingError("Cannot write")))
+        assert run("train", recipe, "--force_yml", "train:total_iter=6", "val:val_freq=1000") == 1
+    capsys.readouterr()
+    assert run("train", recipe, "--auto_resume", "--force_yml", "val:val_freq=1000") == 0
+    state = torch.load("experiments/tiny/training_states/6.state", weights_only=True)
+    assert state["picked"]["iter"] == 6 and not state["owes_validation"]
+    assert "@ 6 iter" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("value", "iteration"), [(40.0, 4), (0.0, 8)])
+def test_states_of_before_they_said_what_is_picked_go_on(recipe, run, value, iteration):
+    assert run("train", recipe, "--force_yml", "train:total_iter=4") == 0
+    path = "experiments/tiny/training_states/4.state"
+    state = torch.load(path, weights_only=True)
+    del state["picked"], state["owes_validation"]
+    for record in state["best"]["val"].values():
+        del record["of"]
+        record["val"] = value
+    torch.save(state, path)
+    assert run("train", recipe, "--auto_resume") == 0
+    best = torch.load("experiments/tiny/models/net_g_best.pth", weights_only=True)["iter"]
+    state = torch.load("experiments/tiny/training_states/8.state", weights_only=True)
+    assert best == state["picked"]["iter"] == state["best"]["val"]["psnr"]["iter"] == iteration
 
 
 @pytest.mark.parametrize("model_type", ["DenoisingModel", "SRModel"])
