@@ -21,9 +21,9 @@ from tqdm import tqdm
 
 from hranet_arch import complexity, degradations, examples, fidelity, methods, noise, record, report
 from hranet_arch.errors import InputError, first_line
-from hranet_arch.images import decode_image, to_8bit, write_png
+from hranet_arch.images import to_8bit, write_png
 from hranet_arch.journal import Journal, make_key
-from hranet_arch.plan import Picture, Plan, make_plan
+from hranet_arch.plan import Picture, Plan, decode_pixels, make_plan
 
 logger = logging.getLogger(__name__)
 
@@ -165,7 +165,7 @@ def _score_key(plan: Plan, method: methods.Method, picture: Picture) -> str:
 
 
 def _read(path: Path, color: str) -> np.ndarray:
-    pixels = decode_image(path.read_bytes(), str(path), color)
+    pixels = decode_pixels(path.read_bytes(), str(path), color)
     return np.ascontiguousarray(pixels[..., ::-1]) if pixels.ndim == 3 else pixels
 
 
@@ -197,11 +197,7 @@ def _hash_file(path: Path) -> str | None:
 def measure_costs(plan: Plan, journal: Journal) -> dict[str, list[record.Cost]]:
     """Costs of each method: of one level's weights, or for super-resolution at each scale; all timed in turn."""
     costs: dict[str, list[record.Cost]] = {}
-    for level in plan.levels:
-        known = () if plan.opt["task"] == "sr" else costs
-        ready = {name: m for name, m in _make_methods(plan, level, without=known).items() if m.kind != "input"}
-        if not ready:
-            continue
+    for level, ready in _list_costed(plan):
         latency = _measure_latency(plan, journal, ready, level)
         for name, method in tqdm(ready.items(), "Memory", unit="method", leave=False, disable=None):
             memory = _measure_memory(plan, journal, name, method)
@@ -213,15 +209,29 @@ def measure_costs(plan: Plan, journal: Journal) -> dict[str, list[record.Cost]]:
                 macs = None
             costs.setdefault(name, []).append(
                 record.Cost(
-                    level=level if plan.opt["task"] == "sr" else None, parameters=method.parameters, macs=macs,
+                    level=level, parameters=method.parameters, macs=macs,
                     macs_size=size if macs is not None else None, latency=latency.get(name, []), memory=memory,
                 )
             )  # fmt: skip
     return costs
 
 
+def _list_costed(plan: Plan) -> Iterator[tuple[float | None, dict[str, methods.Method]]]:
+    """The methods that are timed together: those of each scale, or (level None) each with its first level's weights."""
+    first: dict[str, methods.Method] = {}
+    for level in plan.levels:
+        made = _make_methods(plan, level, without=first)
+        ready = {name: method for name, method in made.items() if method.kind != "input"}
+        if plan.opt["task"] != "sr":
+            first |= ready
+        elif ready:
+            yield level, ready
+    if first:
+        yield None, first
+
+
 def _measure_latency(
-    plan: Plan, journal: Journal, ready: dict[str, methods.Method], level: float
+    plan: Plan, journal: Journal, ready: dict[str, methods.Method], level: float | None
 ) -> dict[str, list[dict]]:
     """Latency by method, at each size; the methods take turns."""
     results: dict[str, list[dict]] = {}
@@ -295,6 +305,8 @@ def collect(
         own = {level: method for (other, level), method in made.items() if other == name}
         if own:
             described[name] = _describe_method(name, entry, own, costs.get(name, []))
+            if opt["task"] != "sr" and len({make_key(one.type, one.arguments) for one in own.values()}) > 1:
+                plan.fail("its levels have different networks; arguments and costs are the first's", method=name)
     return record.Record(
         format="hranet-arch comparison 1",
         name=opt["name"],
@@ -333,7 +345,7 @@ def _collect_results(plan: Plan, journal: Journal, made: dict) -> Iterator[recor
 def _describe_method(name: str, entry: dict, own: dict[float, methods.Method], costs: list) -> record.Method:
     first = next(iter(own.values()))
     files = {f"{level:g}": m for level, m in own.items() if m.weights is not None}
-    if len({method.weights for method in files.values()}) == 1 and len(files) == len(own):
+    if len({(m.weights, m.weights_sha256) for m in files.values()}) == 1 and len(files) == len(own):
         files = {"all": first}
     return record.Method(
         kind=first.kind,

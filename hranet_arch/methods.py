@@ -9,6 +9,7 @@ import contextlib
 import functools
 import inspect
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -28,7 +29,7 @@ from hranet_arch.images import to_planes
 from hranet_arch.journal import make_key
 from hranet_arch.resize import resize_bicubic
 from hranet_arch.schema import LEVEL_KEYS, suggest
-from hranet_arch.symmetries import IDENTITY, SYMMETRIES
+from hranet_arch.symmetries import IDENTITY, SYMMETRIES, Symmetry
 
 make_importable()
 
@@ -85,7 +86,13 @@ class Method:
     @functools.cached_property
     def costed(self) -> nn.Module | None:
         """What costs are measured of: all that the network does for one picture."""
-        return _Ensemble(self.network) if self.ensemble else self.network
+        window = tiling.find_window(self.arguments)
+        is_bare = self.network is None or (window == 1 and not self.ensemble)
+        return self.network if is_bare else _Whole(self.network, window, self.symmetries)
+
+    @property
+    def symmetries(self) -> Sequence[Symmetry]:
+        return SYMMETRIES if self.ensemble else (IDENTITY,)
 
     @functools.cached_property
     def runner(self) -> nn.Module | None:
@@ -133,8 +140,7 @@ class Method:
         with torch.inference_mode():
             output = tiling.restore(
                 self.runner, x[None].to(self.task.device), tile=self.task.tile or None,
-                window=tiling.find_window(self.arguments),
-                symmetries=SYMMETRIES if self.ensemble else (IDENTITY,),
+                window=tiling.find_window(self.arguments), symmetries=self.symmetries,
             )[0]  # fmt: skip
         array = output.float().cpu().numpy().transpose(1, 2, 0)
         # A network for three channels may take one and give three: the probe sees it.
@@ -185,8 +191,9 @@ def make_method(entry: dict, task: Task, weights_root: Path) -> Method:
 
 
 def _hash_code(network: nn.Module) -> str | None:
-    """Of the module that a plug-in's network is from; the versions of the other packages are in the record."""
-    if type(network).__module__.split(".")[0] in ("basicsr", "hranet_arch", "spandrel", "torch"):
+    """Of the module that a network is from: a plug-in's or a checkout's changes without its version. Ours is hashed
+    as a whole (``Plan.context``)."""
+    if type(network).__module__.split(".")[0] in ("hranet_arch", "torch"):
         return None
     with contextlib.suppress(OSError, TypeError):  # of a class made at a prompt
         return make_key(Path(inspect.getsourcefile(type(network))).read_text("utf-8"))
@@ -301,15 +308,17 @@ class _Autocast(nn.Module):
             return self.network(x).float()
 
 
-class _Ensemble(nn.Module):
-    """The mean over a picture's eight symmetries, as a module whose costs can be measured."""
+class _Whole(nn.Module):
+    """A network with its padding to whole windows and its symmetries, as a module whose costs can be measured."""
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, window: int, symmetries: Sequence[Symmetry]) -> None:
         super().__init__()
         self.network = network
+        self.window = window
+        self.symmetries = symmetries
 
     def forward(self, x: Tensor) -> Tensor:
-        return tiling.restore(self.network, x, tile=None, symmetries=SYMMETRIES)
+        return tiling.restore(self.network, x, tile=None, window=self.window, symmetries=self.symmetries)
 
 
 def _probe(method: Method) -> None:
@@ -339,18 +348,22 @@ def _make_classical(name: str, task: Task) -> Method:
         raise InputError(f"there is no method '{name}'. Known: input, {', '.join(CLASSICAL)}.")
     if task.name != "denoise":
         raise InputError(f"{name} denoises; this comparison's task is {task.name}.")
-    package, version = _require(name)
-    return Method("classical", name, {}, None, None, None, None, task, versions={package: version})
+    return Method("classical", name, {}, None, None, None, None, task, versions=_require(name))
 
 
-def _require(name: str) -> tuple[str, str]:
+def _require(name: str) -> dict[str, str]:
+    """The versions of what computes it."""
     package, extra = {"bm3d": ("bm3d", "bm3d"), "wavelet": ("PyWavelets", "compare")}.get(
         name, ("scikit-image", "compare")
     )
     try:
-        return package, metadata.version(package)
+        versions = {package: metadata.version(package)}
     except metadata.PackageNotFoundError as error:
         raise InputError(f"{name} needs the package {package}: pip install 'hranet-arch[{extra}]'.") from error
+    with contextlib.suppress(metadata.PackageNotFoundError):  # bm3d 4 computes by it, scikit-image by PyWavelets
+        beside = {"bm3d": "bm4d", "wavelet": "scikit-image"}.get(name, "numpy")
+        versions[beside] = metadata.version(beside)
+    return versions
 
 
 def _bm3d(noisy: np.ndarray, sigma: float) -> np.ndarray:

@@ -179,6 +179,8 @@ def check_comparison(options: dict, registries: Registries) -> dict:
             errors.append(f"methods.{name}: names neither weights, nor network_g, nor method.")
         elif entry.get("method") is not None and (entry.get("weights") or entry.get("network_g")):
             errors.append(f"methods.{name}: has a method and a network; keep one of them.")
+        if entry.get("method") is not None and entry.get("channel") == "y":
+            errors.append(f"methods.{name}.channel: a classical method takes all channels. Leave it out.")
         if entry.get("enlarge_first") and options.get("task") != "sr":
             errors.append(f"methods.{name}.enlarge_first: goes with task sr alone. Leave it out.")
         if entry.get("channel") == "y" and options.get("color") == "gray":
@@ -213,6 +215,8 @@ def _check_levels(comparison: dict) -> list[str]:
             errors.append(f"{other}: does not go with task {task}; it has {wanted}.")
     if task == "sr" and comparison["color"] == "gray":
         errors.append("color: task sr takes rgb, and is measured on the luma. A network for it has channel: y.")
+    if task != "denoise" and (comparison["noise"], comparison["noise_seed"]) != ("gaussian", "zero"):
+        errors.append(f"noise, noise_seed: do not go with task {task}. Leave them out.")
     for name, folder in comparison["testsets"].items():
         if isinstance(folder, dict) != (task == "sr"):
             layout = "a folder" if task != "sr" else "two folders, {gt: ..., lq: ...}"

@@ -241,11 +241,21 @@ def _look_at(path: Path, color: str) -> _File:
     try:
         pixels = decode_image(data := path.read_bytes(), path.name)
         fault = _find_channel_fault(pixels, color)
-        channels = 1 if pixels.ndim == 2 else pixels.shape[2]
-        read = pixels if fault else decode_image(data, path.name, color)  # turned as EXIF says
+        read = pixels if fault else decode_pixels(data, path.name, color)  # turned as EXIF says
+        channels = 1 if read.ndim == 2 else read.shape[2]
         return _File(path, testsets.hash_bytes(data, path.name), read.shape[:2], channels, fault)
     except (InputError, OSError) as error:
         return _File(path, "", (0, 0), 0, str(error))
+
+
+def decode_pixels(data: bytes, name: str, color: str) -> np.ndarray:
+    """``images.decode_image``; and where grey stays grey, three equal channels are grey, as to the hash of a set."""
+    pixels = decode_image(data, name, color)
+    if color not in ("y", "unchanged"):
+        return pixels
+    colors = pixels if color == "unchanged" else decode_image(data, name, "rgb")
+    is_gray = colors.ndim == 3 and (colors == colors[..., :1]).all()
+    return np.ascontiguousarray(colors[..., 0]) if is_gray else pixels
 
 
 def _find_channel_fault(pixels: np.ndarray, color: str) -> str | None:
@@ -267,6 +277,8 @@ def _check_pair(gt: _File, lq: _File | None, scale: int) -> str | None:
         return "has no degraded picture of its name"
     if lq.fault:
         return f"its degraded picture: {lq.fault}"
+    if gt.channels != lq.channels:
+        return f"has {gt.channels} and its degraded picture {lq.channels} channels, of which one is grey"
     expected = tuple(side * scale for side in lq.size)
     return None if gt.size == expected else f"is {gt.size}, but its degraded picture is {lq.size} and the scale {scale}"
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import math
 import re
 import warnings
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,8 +110,13 @@ def list_panels(record: Record, quantity: Quantity) -> list[Panel]:
         results = {name: result for name, method in record.methods.items() if method.kind != "input"
                    and (result := record.find(name, *group)) and not is_partial(record, result)}  # fmt: skip
         costs = {name: cost for name in results if (cost := find_cost(record, name, group[1]))}
-        size = _choose_size(quantity, costs.values())
-        values = {name: value for name, cost in costs.items() if (value := quantity.read(cost, size))}
+        scales = {name: _find_scale(record, name, group[1]) for name in costs}
+        size = _choose_size(quantity, costs, scales)
+        values = {}
+        for name, cost in costs.items():
+            own = next((one for one in quantity.sizes(cost) if _has_result_of(one, size, scales[name])), None)
+            if value := quantity.read(cost, own):
+                values[name] = value
         points = [Point(name, value, results[name].psnr, low, high) for name, (value, low, high) in values.items()]
         others = [name for name in results if name not in values and record.methods[name].kind == "classical"]
         lines = {name: results[name].psnr for name in others[:MAX_LINES]}
@@ -120,12 +125,22 @@ def list_panels(record: Record, quantity: Quantity) -> list[Panel]:
     return panels
 
 
-def _choose_size(quantity: Quantity, costs) -> tuple[int, int, int] | None:
-    """The largest size for latency; for MACs the one that most methods state."""
-    sizes = [size for cost in costs for size in quantity.sizes(cost) if size]
-    if quantity.key == "latency":
-        return max(sizes, key=lambda size: size[1] * size[2], default=None)
-    return Counter(sizes).most_common(1)[0][0] if sizes else None
+def _find_scale(record: Record, name: str, level: float) -> int:
+    """How many times as large a method's result is as what it is given."""
+    enlarges = record.protocol.task == "sr" and not record.methods[name].enlarge_first
+    return int(level) if enlarges else 1
+
+
+def _choose_size(quantity: Quantity, costs: dict[str, Cost], scales: dict[str, int]) -> tuple[int, int] | None:
+    """Height and width of the largest result that costs are stated for."""
+    sizes = [(size[1] * scales[name], size[2] * scales[name]) for name, cost in costs.items()
+             for size in quantity.sizes(cost) if size]  # fmt: skip
+    return max(sizes, key=math.prod, default=None)
+
+
+def _has_result_of(given: tuple[int, int, int] | None, size: tuple[int, int] | None, scale: int) -> bool:
+    """Whether this is what a network is given for a result of this size; sides that it cannot make whole are cut."""
+    return given is not None and size is not None and given[1:] == (size[0] // scale, size[1] // scale)
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import os
 import platform
 import subprocess
 from pathlib import Path
@@ -26,7 +27,7 @@ def describe_machine(device: str | torch.device = "cpu") -> dict:
         "device": str(device),
         "device_name": _name_cpu() if device.type == "cpu" else None,
         "threads": torch.get_num_threads(),
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "cpu_capability": _name_instructions(),
         "precision": arithmetic.describe(),
     }
     if device.type == "cuda":
@@ -61,6 +62,13 @@ def describe_commit(*folders: str) -> str:
 def _git(folder: Path, *arguments: str) -> str:
     command = ["git", "-C", str(folder), *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def _name_instructions() -> str:
+    """PyTorch's, and those that oneDNN, which computes the convolutions, is kept from going beyond."""
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA")
+    capability = torch.backends.cpu.get_cpu_capability()
+    return f"{capability}, oneDNN {limit}" if limit else capability
 
 
 def _name_cpu() -> str:

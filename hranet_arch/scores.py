@@ -117,8 +117,10 @@ def _look_up(record: Record, method: str | None, group: Group) -> Published | No
     testset, name = record.testsets[group[0]], name_set(group[0])
     if testset.status not in ("exact", "by name") or not follows_field(record):
         return None
-    published = read_published()
-    entry = published.get(name_section(record.protocol.task, record.protocol.color), {}).get(method, {})
+    published, section = read_published(), name_section(record.protocol.task, record.protocol.color)
+    if name in published.get("apart", {}).get(section, {}):
+        return None
+    entry = published.get(section, {}).get(method, {})
     value = entry.get("values", {}).get(name, {}).get(f"{group[1]:g}")
     if value is None:
         return None

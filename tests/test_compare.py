@@ -211,6 +211,38 @@ def test_what_is_timed_is_what_the_network_is_given():
     assert timed.size == (1, 8, 12) and seen == [(1, 1, 8, 12)]
 
 
+def test_methods_with_and_without_a_level_are_timed_in_turn(options, monkeypatch):
+    timed = []
+    monkeypatch.setattr(complexity, "measure_latency", lambda methods, *_, **__: timed.append(list(methods)) or [])
+    options["methods"]["HRANet"]["levels"] = [25]
+    assert run(options) == 0
+    assert timed == [["DnCNN", "NLM", "HRANet"]]
+
+
+def test_levels_with_different_networks_are_told_of(options, capsys):
+    """What is said of a method once, its parameters, holds for the first alone; each level's weights are named."""
+    save(Path("weights/dncnn_25.pth"), DnCNN(num_feat=8, num_conv=4, bn=False))
+    assert run(options) == 1
+    assert "DnCNN: its levels have different networks; arguments and costs are the first's" in capsys.readouterr().err
+    assert read().find("DnCNN", "A", 25) is not None
+
+
+def test_weights_that_are_replaced_meanwhile_are_named_by_level(options, monkeypatch):
+    options["methods"] = {"HRANet": {"weights": "hranet.pth"}}
+    make = methods.make_method
+
+    def make_and_replace(*arguments):
+        made = make(*arguments)
+        if made.kind == "network":
+            save(Path("weights/hranet.pth"), HRANet(num_feat=4), seed=9)
+        return made
+
+    monkeypatch.setattr(methods, "make_method", make_and_replace)
+    assert run(options) == 0
+    weights = read().methods["HRANet"].weights
+    assert list(weights) == ["15", "25"] and weights["15"].sha256 != weights["25"].sha256
+
+
 def test_costs_of_super_resolution_are_those_of_each_scale(options, monkeypatch):
     """A network that enlarges has a small picture to look at; one after bicubic's enlargement the large one's luma."""
     monkeypatch.setattr(complexity, "measure_latency", partial(complexity.measure_latency, block_time=0.001))
@@ -628,6 +660,10 @@ WRONG_OPTIONS = {
     "methods.Noisy: this is what the given pictures are called": {"methods": {"Noisy": {"method": "wavelet"}}},
     "methods.X.enlarge_first: goes with task sr alone": {"methods": {"X": {"weights": "a", "enlarge_first": True}}},
     "methods.X.channel: grey pictures have one channel": {"methods": {"X": {"weights": "a", "channel": "y"}}},
+    "methods.X.channel: a classical method takes all channels": {
+        "color": "rgb",
+        "methods": {"X": {"method": "wavelet", "channel": "y"}},
+    },
     "methods.X.levels: []: ": {"methods": {"X": {"weights": "a", "levels": []}}},
     "published: nothing of 'DnCNN-Z' for this task. Did you": {
         "methods": {"X": {"weights": "a", "published": "DnCNN-Z"}}
@@ -702,19 +738,34 @@ def test_super_resolution_takes_a_grey_picture_among_colour_ones(options):
     assert result.find("Bicubic", "S", 2).pictures[1].psnr == pytest.approx(expected, abs=1e-6)
 
 
-def test_a_grey_picture_and_the_same_as_rgb_have_scores_of_their_own(options):
-    """The one is measured as it is, the other on its luma in studio range: every error 219/255 as large, 1.32 dB."""
+def test_a_grey_picture_saved_as_colour_is_measured_as_grey(options, capsys):
+    """As colour, on its luma in studio range, every error is 219/255 as large, 1.32 dB; to a set's hash it is grey."""
     rng = np.random.default_rng(0)
     gt, lq = (rng.integers(0, 256, shape, dtype=np.uint8) for shape in ((24, 32), (12, 16)))
-    for name, channels in (("grey", 1), ("rgb", 3)):
+    for name, is_rgb in (("grey", ""), ("rgb", "gt lq"), ("mixed", "lq")):
         for kind, picture in (("gt", gt), ("lq", lq)):
             Path(f"datasets/{name}/{kind}").mkdir(parents=True)
-            cv2.imwrite(f"datasets/{name}/{kind}/0.png", picture if channels == 1 else np.dstack([picture] * 3))
+            cv2.imwrite(f"datasets/{name}/{kind}/0.png", np.dstack([picture] * 3) if kind in is_rgb else picture)
     given = {"name": "tiny", "task": "sr", "color": "rgb", "scale": [2], "device": "cpu", "costs": {"sizes": []}}
-    folders = {name: {"gt": f"{name}/gt", "lq": f"{name}/lq"} for name in ("grey", "rgb")}
+    folders = {name: {"gt": f"{name}/gt", "lq": f"{name}/lq"} for name in ("grey", "rgb", "mixed")}
     assert run({**given, "testsets": folders, "methods": {"Again": {"method": "input"}}}) == 0
-    grey, rgb = (read().find("Bicubic", name, 2).psnr for name in folders)
-    assert rgb - grey == pytest.approx(20 * np.log10(255 / 219), abs=0.1)
+    scores = [read().find("Bicubic", name, 2).psnr for name in folders]
+    assert scores[0] == scores[1] == scores[2]
+    cv2.imwrite("datasets/mixed/lq/0.png", rng.integers(0, 256, (12, 16, 3), dtype=np.uint8))
+    assert run({**given, "testsets": folders, "methods": {"Again": {"method": "input"}}}) == 1
+    assert "mixed, 0: has 1 and its degraded picture 3 channels" in capsys.readouterr().err
+
+
+def test_jpegs_of_grey_pictures_saved_as_colour_are_those_of_the_grey_ones(options):
+    for path in Path("datasets/A").iterdir():
+        Path("datasets/C").mkdir(exist_ok=True)
+        cv2.imwrite(f"datasets/C/{path.name}", cv2.imread(str(path)))
+    given = {"name": "tiny", "task": "jpeg", "color": "gray", "quality": [10], "device": "cpu", "costs": {"sizes": []}}
+    given |= {"testsets": {"A": "A", "C": "C"}, "methods": {"Again": {"method": "input"}}}
+    assert run(given) == 0
+    grey, rgb = (read().find("JPEG", name, 10) for name in "AC")
+    assert (grey.psnr, grey.psnrb, grey.ssim) == (rgb.psnr, rgb.psnrb, rgb.ssim)
+    assert run({**given, "noise_seed": "number"}) == 2  # of which there is none
 
 
 # --- JPEG -------------------------------------------------------------------------------------------------------------

@@ -201,6 +201,29 @@ def test_an_ensemble_costs_eight_times_its_network(tmp_path):
         np.testing.assert_allclose(method.costed(x)[0, 0], method(smooth((9, 12))), atol=1e-6)
 
 
+def test_costs_of_a_network_of_windows_are_those_of_whole_windows(tmp_path):
+    options = {
+        "upscale": 1, "in_chans": 3, "img_size": 16, "window_size": 8, "img_range": 1.0, "depths": [1], "embed_dim": 8,
+        "num_heads": [2], "mlp_ratio": 1, "upsampler": "", "resi_connection": "1conv",
+    }  # fmt: skip
+    torch.save({"params": build("SwinIR", **options).state_dict()}, tmp_path / "x.pth")
+    entry = {"weights": "x.pth", "network_g": {"type": "SwinIR", **options}}
+    method = methods.make_method(entry, make_task(color="rgb"), tmp_path)
+    odd, whole = (3, 13, 16), (3, 16, 16)
+    assert complexity.count_macs(method.costed, odd) == complexity.count_macs(method.network, whole) > 0
+    with torch.inference_mode():
+        assert method.costed(torch.rand(1, *odd)).shape == (1, *odd)
+
+
+def test_a_network_edited_in_a_checkout_of_basicsr_is_another(tmp_path, monkeypatch):
+    assert methods._hash_code(torch.nn.Conv2d(1, 1, 1)) is None
+    source = tmp_path / "x_arch.py"
+    Own = type("Own", (torch.nn.Conv2d,), {"__module__": "basicsr.archs.x_arch"})
+    monkeypatch.setattr(methods.inspect, "getsourcefile", lambda _: str(source))
+    hashes = [source.write_text(text) and methods._hash_code(Own(1, 1, 1)) for text in ("a = 1", "a = 2")]
+    assert None not in hashes and hashes[0] != hashes[1]
+
+
 def test_a_classical_method_has_no_ensemble(tmp_path):
     entry = {"method": "non_local_means", "ensemble": True}
     with pytest.raises(InputError, match="non_local_means cannot have ensemble: true; networks can. Leave it out."):

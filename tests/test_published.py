@@ -91,6 +91,10 @@ def test_values_copied_by_hand(task, name, test_set, level, value):
 def test_the_traps_are_noted():
     gray, color = PUBLISHED["denoise/gray"], PUBLISHED["denoise/color"]
     assert all("Urban100" in method["notes"] for method in gray.values() if "Urban100" in method["values"])
+    assert {task: set(sets) for task, sets in PUBLISHED["apart"].items()} == {"denoise/gray": {"Urban100"}}
+    notes = {name: method.get("notes", {}) for name, method in PUBLISHED["sr"].items() if "Set14" in method["values"]}
+    older = {name for name, own in notes.items() if "as newer papers measure it" not in own.get("Set14", "")}
+    assert older == {"Bicubic", "DnCNN-3", "VDSR"}
     assert all("Kodak24" in method["notes"] for method in color.values() if "Kodak24" in method["values"])
     assert "Kodak24-full" in color["Restormer"]["notes"]["Kodak24"]
     assert "31.68" in color["CBM3D"]["notes"]["Kodak24"]

@@ -353,10 +353,28 @@ def test_panels_leave_out_the_input_and_draw_classical_methods_as_lines():
     macs, latency, parameters = (plots.list_panels(make_record(), quantity)[0] for quantity in plots.QUANTITIES)
     assert {p.method: (p.cost, p.psnr) for p in macs.points} == {"Net": (36.4, 32.89), ODD: (48.91, 32.894)}
     assert macs.lines == parameters.lines == {"BM3D": 32.37}
-    assert macs.axis == "MACs, G at 1×256×256"
+    assert macs.axis == "MACs, G at 256×256"
     net = latency.points[0]
     assert (net.low, net.cost, net.high) == pytest.approx((72, 80, 88))  # the larger size
     assert latency.lines == {} and len(latency.points) == 3
+
+
+def test_a_panel_sets_beside_each_other_what_makes_the_same_picture():
+    """At 3 times a network is given 240 x 426 for what another is given as 720 x 1280."""
+    data = make_sr_data()
+    data["protocol"]["levels"] = [3]
+    data["testsets"] = {"Set5/x3": data["testsets"]["Set5/x2"]}
+    small, large = make_cost(10**6, 10**9, 9, 3), make_cost(2 * 10**6, 10**10, 90, 3)
+    for cost, sizes in ((small, [(1, 100, 100), (3, 240, 426)]), (large, [(1, 300, 300), (1, 720, 1280)])):
+        cost["macs_size"], cost["latency"] = sizes[-1], cost["latency"][:1] * 2
+        cost["latency"] = [{**one, "size": size} for one, size in zip(cost["latency"], sizes)]
+    data["methods"] = {"Small": make_method("network", [small]), "Large": make_method("network", [large])}
+    data["methods"]["Large"]["enlarge_first"] = True
+    data["results"] = [make_result(name, "Set5/x3", 3, 34, 0.9) for name in ("Small", "Large")]
+    for quantity in plots.QUANTITIES:
+        (panel,) = plots.list_panels(Record.model_validate(data), quantity)
+        assert [point.method for point in panel.points] == ["Small", "Large"], quantity
+        assert panel.axis.endswith("at 720×1280") or quantity.key == "parameters"
 
 
 def test_region_by_hand():
