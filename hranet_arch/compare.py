@@ -21,9 +21,9 @@ from tqdm import tqdm
 
 from hranet_arch import complexity, degradations, examples, fidelity, methods, noise, record, report
 from hranet_arch.errors import InputError, first_line
-from hranet_arch.images import to_8bit, write_png
+from hranet_arch.images import decode_image, to_8bit, write_png
 from hranet_arch.journal import Journal, make_key
-from hranet_arch.plan import Picture, Plan, decode_pixels, make_plan
+from hranet_arch.plan import Picture, Plan, make_plan
 
 logger = logging.getLogger(__name__)
 
@@ -165,7 +165,7 @@ def _score_key(plan: Plan, method: methods.Method, picture: Picture) -> str:
 
 
 def _read(path: Path, color: str) -> np.ndarray:
-    pixels = decode_pixels(path.read_bytes(), str(path), color)
+    pixels = decode_image(path.read_bytes(), str(path), color)
     return np.ascontiguousarray(pixels[..., ::-1]) if pixels.ndim == 3 else pixels
 
 
@@ -305,7 +305,7 @@ def collect(
         own = {level: method for (other, level), method in made.items() if other == name}
         if own:
             described[name] = _describe_method(name, entry, own, costs.get(name, []))
-            if opt["task"] != "sr" and len({make_key(one.type, one.arguments) for one in own.values()}) > 1:
+            if opt["task"] != "sr" and len({(one.type, one.parameters) for one in own.values()}) > 1:
                 plan.fail("its levels have different networks; arguments and costs are the first's", method=name)
     return record.Record(
         format="hranet-arch comparison 1",

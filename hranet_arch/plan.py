@@ -199,7 +199,8 @@ def _list_pictures(
         if fault:
             plan.fail(fault, testset=name, picture=stem)
             continue
-        # Channels count: a grey picture is measured as it is, the same as RGB on its luma.
+        # Channels count: a grey picture is measured as it is, the same as RGB on its luma. Set14 has one of each
+        # (img_003, img_010), and published tables are so.
         files = [(file.sha256, file.channels) for file in (one, *([lq[stem]] if lq else []))]
         sha256 = make_key("picture", files)
         pictures.append(Picture(stem, number, one.path, lq[stem].path if lq else None, sha256, one.size))
@@ -241,21 +242,11 @@ def _look_at(path: Path, color: str) -> _File:
     try:
         pixels = decode_image(data := path.read_bytes(), path.name)
         fault = _find_channel_fault(pixels, color)
-        read = pixels if fault else decode_pixels(data, path.name, color)  # turned as EXIF says
-        channels = 1 if read.ndim == 2 else read.shape[2]
+        channels = 1 if pixels.ndim == 2 else pixels.shape[2]
+        read = pixels if fault else decode_image(data, path.name, color)  # turned as EXIF says
         return _File(path, testsets.hash_bytes(data, path.name), read.shape[:2], channels, fault)
     except (InputError, OSError) as error:
         return _File(path, "", (0, 0), 0, str(error))
-
-
-def decode_pixels(data: bytes, name: str, color: str) -> np.ndarray:
-    """``images.decode_image``; and where grey stays grey, three equal channels are grey, as to the hash of a set."""
-    pixels = decode_image(data, name, color)
-    if color not in ("y", "unchanged"):
-        return pixels
-    colors = pixels if color == "unchanged" else decode_image(data, name, "rgb")
-    is_gray = colors.ndim == 3 and (colors == colors[..., :1]).all()
-    return np.ascontiguousarray(colors[..., 0]) if is_gray else pixels
 
 
 def _find_channel_fault(pixels: np.ndarray, color: str) -> str | None:
@@ -278,7 +269,7 @@ def _check_pair(gt: _File, lq: _File | None, scale: int) -> str | None:
     if lq.fault:
         return f"its degraded picture: {lq.fault}"
     if gt.channels != lq.channels:
-        return f"has {gt.channels} and its degraded picture {lq.channels} channels, of which one is grey"
+        return f"has {gt.channels} channels and its degraded picture {lq.channels}; save both alike, grey or as RGB"
     expected = tuple(side * scale for side in lq.size)
     return None if gt.size == expected else f"is {gt.size}, but its degraded picture is {lq.size} and the scale {scale}"
 

@@ -30,6 +30,7 @@ from hranet_arch.hranet import HRANet
 from hranet_arch.images import list_pictures
 from hranet_arch.record import Record, read_record
 from hranet_arch.scores import is_partial
+from hranet_arch.validation import describe_measure
 
 WEIGHTS = Path(__file__).resolve().parent.parent / "hranet_arch" / "weights"
 LARGEST = 5_000_000  # bytes
@@ -212,6 +213,11 @@ def describe(run: Path, recipe: Path, opt: dict, network: HRANet) -> dict:
     if key not in state["best"]:
         raise InputError(f"{run}: its newest training state knows no best by val.best_on: [{key}].")
     best = state.get("picked") or state["best"][key][metric]  # the second before 2026-11-29
+    if best.get("of", measured := describe_measure(opt, names, metric)) != measured:
+        raise InputError(
+            f"{run}: net_g_best.pth was picked by other sets, or another metric, than val.best_on: [{key}] and "
+            f"{metric}. Go on with --auto_resume to the next validation."
+        )
     return {
         "name": opt["name"],
         "network": opt["network_g"],

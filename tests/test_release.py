@@ -130,7 +130,7 @@ def test_a_card_of_a_network_that_several_levels_picked_says_which(recipe, run):
         release(folder, None)
     options["val"]["best_on"] = "val"
     (folder / "newer.yml").write_text(yaml.safe_dump(options, sort_keys=False), encoding="utf-8")
-    with pytest.raises(InputError, match="validated on another set, or at other levels"):
+    with pytest.raises(InputError, match="picked by other sets"):
         release(folder, None)
 
 
@@ -145,6 +145,18 @@ def test_weights_of_an_iteration_that_no_state_knows_are_refused(trained):
     with pytest.raises(InputError, match=f"is of iteration 9, and for the newest training state {best} is the best"):
         release(run, None)
     assert not Path("weights").exists()
+
+
+def test_weights_that_another_set_picked_are_refused(recipe, run):
+    """Resumed with another best_on, and stopped before it was validated."""
+    recipe["datasets"]["val_2"] = {**recipe["datasets"]["val"], "name": "strong", "sigma": 50}
+    recipe["val"]["best_on"] = ["val"]
+    folder, _ = train(recipe, run)
+    options = yaml.safe_load(next(folder.glob("*.yml")).read_text("utf-8"))
+    options["val"]["best_on"] = ["strong"]
+    (folder / "newer.yml").write_text(yaml.safe_dump(options, sort_keys=False), encoding="utf-8")
+    with pytest.raises(InputError, match=r"picked by other sets, or another metric, than val.best_on: \[strong\]"):
+        release(folder, None)
 
 
 def test_weights_that_another_metric_picked_are_refused(trained):
