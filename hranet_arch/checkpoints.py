@@ -86,14 +86,17 @@ def select_params(checkpoint: dict, key: str | None = None) -> tuple[dict[str, T
     params = checkpoint if found is None else checkpoint[found]
     if not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in params.items()):
         raise InputError(f"The checkpoint holds no network; its keys are: {', '.join(map(str, checkpoint))}.")
-    floats = {name: value.double() for name, value in params.items() if value.is_floating_point()}
-    broken = [name for name, value in floats.items() if not (value < math.inf).all()]
+    broken = [name for name, value in params.items() if value.is_floating_point() and not _is_below_infinity(value)]
     if broken:
         raise InputError(
             f"The checkpoint's network has values that are not finite, in {len(broken)} of {len(params)} tensors; the "
             f"first: {broken[0]}. Its training went astray, or the file is damaged: take an earlier one."
         )
     return {name.removeprefix("module."): value for name, value in params.items()}, found or "bare"
+
+
+def _is_below_infinity(value: Tensor) -> bool:
+    return bool((value.double() < math.inf).all())  # PyTorch compares no floats of 8 bits
 
 
 def require_fit(network: nn.Module, params: dict[str, Tensor], path: str | os.PathLike) -> None:
