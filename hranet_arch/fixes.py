@@ -476,7 +476,7 @@ def end_in_no_time() -> None:
         def __init__(self, *args, **kwargs) -> None:
             super().__init__(*args, **kwargs)
             self.max_iters += 1
-            RUN.tb_logger = self.tb_logger
+            RUN.tb_logger = self.tb_logger  # for a validation that is made up for
 
     basicsr.train.MessageLogger = MessageLogger
 

@@ -35,6 +35,13 @@ make_importable()
 
 from basicsr.utils.color_util import rgb2ycbcr, ycbcr2rgb
 
+# What computes a classical method: the package it needs, and others that do a part of it where they are installed.
+PACKAGES = {
+    "bm3d": ("bm3d", ("bm4d",)),
+    "non_local_means": ("scikit-image", ()),
+    "wavelet": ("PyWavelets", ("scikit-image",)),
+}
+
 # What tables call the pictures that the methods are given.
 INPUT_NAMES = {"denoise": "Noisy", "sr": "Bicubic", "jpeg": "JPEG"}
 
@@ -356,16 +363,14 @@ def _make_classical(name: str, task: Task) -> Method:
 
 def _require(name: str) -> dict[str, str]:
     """The versions of what computes it."""
-    package, extra = {"bm3d": ("bm3d", "bm3d"), "wavelet": ("PyWavelets", "compare")}.get(
-        name, ("scikit-image", "compare")
-    )
+    needed, beside = PACKAGES[name]
+    extra = "bm3d" if name == "bm3d" else "compare"
     try:
-        versions = {package: metadata.version(package)}
+        versions = {needed: metadata.version(needed)}
     except metadata.PackageNotFoundError as error:
-        raise InputError(f"{name} needs the package {package}: pip install 'hranet-arch[{extra}]'.") from error
-    with contextlib.suppress(metadata.PackageNotFoundError):  # bm3d 4 computes by it, scikit-image by PyWavelets
-        beside = {"bm3d": "bm4d", "wavelet": "scikit-image"}.get(name, "numpy")
-        versions[beside] = metadata.version(beside)
+        raise InputError(f"{name} needs the package {needed}: pip install 'hranet-arch[{extra}]'.") from error
+    with contextlib.suppress(metadata.PackageNotFoundError):  # bm3d has bm4d since its version 4
+        versions |= {package: metadata.version(package) for package in beside}
     return versions
 
 

@@ -36,7 +36,7 @@ from hranet_arch.errors import TrainingError
 from hranet_arch.fixes import pair_with_average
 from hranet_arch.networks import load_network
 from hranet_arch.step_graph import StepGraph
-from hranet_arch.validation import describe_measure, note_best, validate
+from hranet_arch.validation import describe_measure, has_validated_all, note_best, validate
 
 MOST_OVERFLOWS = 40  # of fp16's gradients in a row: the scale is 2 ** 16 at first, and seldom over 2 ** 24
 
@@ -68,7 +68,6 @@ class RestorationModel(SRModel):
         self.listed_for: torch.nn.Module | None = None
         self.ranked: dict[str, float] = {}  # of this iteration, the sets of best_on that have been run
         self.picked: dict = {}  # what net_g_best.pth is: its value, its iteration, and what the value is of
-        self.validated_at = 0  # the last iteration of which all sets have been run
         self.progress: tqdm | None = None
         self.at_terminal = ExitStack()
         super().__init__(opt)
@@ -363,8 +362,7 @@ class RestorationModel(SRModel):
             self._save_networks("best")
         elif metric not in means and name in (self.opt["val"].get("best_on") or []):  # the options can't know
             get_root_logger().warning(f"{name}: val.best_on names it, but it has no clean pictures to pick by.")
-        if name == [one["name"] for phase, one in self.opt["datasets"].items() if phase.startswith("val")][-1]:
-            self.validated_at = RUN.iteration
+        if not self._owes_validation():
             self._complete_state()
 
     def _is_best(self, dataset_name: str, means: dict[str, float], current_iter: int) -> bool:
@@ -408,11 +406,15 @@ class RestorationModel(SRModel):
                 checkpoints.save_atomically({**state, **found}, path)
 
     def _describe_validation(self) -> dict:
+        best = getattr(self, "best_metric_results", {})
+        return {"best": best, "picked": self.picked, "owes_validation": self._owes_validation()}
+
+    def _owes_validation(self) -> bool:
+        """Whether a set is still to be run at this iteration, at which sets are run."""
         val_opt, iteration = self.opt.get("val"), RUN.iteration
         is_last = iteration == int(self.opt["train"]["total_iter"])
         is_due = bool(val_opt) and (is_last or iteration % val_opt["val_freq"] == 0)
-        best = getattr(self, "best_metric_results", {})
-        return {"best": best, "picked": self.picked, "owes_validation": is_due and self.validated_at != iteration}
+        return is_due and not has_validated_all(self, iteration)
 
     def _save_networks(self, label: str | int) -> None:
         nets = {"params": self.net_g, "params_ema": getattr(self, "net_g_ema", None)}

@@ -215,8 +215,9 @@ def _check_levels(comparison: dict) -> list[str]:
             errors.append(f"{other}: does not go with task {task}; it has {wanted}.")
     if task == "sr" and comparison["color"] == "gray":
         errors.append("color: task sr takes rgb, and is measured on the luma. A network for it has channel: y.")
-    if task != "denoise" and (comparison["noise"], comparison["noise_seed"]) != ("gaussian", "zero"):
-        errors.append(f"noise, noise_seed: do not go with task {task}. Leave them out.")
+    for key in ("noise", "noise_seed"):
+        if task != "denoise" and comparison[key] != schema.Comparison.model_fields[key].default:
+            errors.append(f"{key}: does not go with task {task}. Leave it out.")
     for name, folder in comparison["testsets"].items():
         if isinstance(folder, dict) != (task == "sr"):
             layout = "a folder" if task != "sr" else "two folders, {gt: ..., lq: ...}"

@@ -94,6 +94,12 @@ def validate(model, dataloader, current_iter: int | str, tb_logger, save_img: bo
     return means
 
 
+def has_validated_all(model, iteration: int) -> bool:
+    """Whether each validation set has been run at an iteration, or is being run."""
+    sets = [dataset["name"] for phase, dataset in model.opt["datasets"].items() if phase.startswith("val")]
+    return all(_validated(model).get(name) == iteration for name in sets)
+
+
 def _validated(model) -> dict[str, int]:
     return model.__dict__.setdefault("last_validated", {})
 

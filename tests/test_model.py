@@ -680,9 +680,8 @@ def test_several_sets_pick_the_best_network_by_their_mean(monkeypatch):
     """Means 30, 29.5 and 30.25: at iteration 2 the first set alone would have picked another."""
     psnr = {"weak": {1: 30, 2: 31, 3: 30}, "other": {1: 40, 2: 41, 3: 42}, "strong": {1: 30, 2: 28, 3: 30.5}}
     model, saved = make_model(), []
-    model.opt["val"] = {"metrics": {"psnr": {"type": "calculate_psnr"}}, "best_on": ["weak", "strong"]}
+    model.opt["val"] = {"metrics": {"psnr": {"type": "calculate_psnr"}}, "best_on": ["weak", "strong"], "val_freq": 1}
     model.opt["datasets"] = {f"val_{name}": {"name": name} for name in psnr}
-    monkeypatch.setattr(model, "_complete_state", lambda: None)
 
     def validate(model, loader, current_iter, *_):
         means = {"psnr": psnr[loader.dataset.opt["name"]][current_iter]}
@@ -713,9 +712,8 @@ def test_two_sets_are_validated_and_nothing_is_said_against_it(recipe, run, caps
 def test_a_set_that_turns_out_to_have_no_clean_pictures_does_not_fail_to_pick_in_silence(monkeypatch):
     model, warnings = make_model(), []
     monkeypatch.setattr(get_root_logger(), "warning", warnings.append)
-    model.opt["val"] = {"metrics": {"psnr": {"type": "calculate_psnr"}}, "best_on": ["noisy"]}
+    model.opt["val"] = {"metrics": {"psnr": {"type": "calculate_psnr"}}, "best_on": ["noisy"], "val_freq": 1}
     model.opt["datasets"] = {"val": {"name": "other"}, "val_2": {"name": "noisy"}}
-    monkeypatch.setattr(model, "_complete_state", lambda: None)
     monkeypatch.setattr("hranet_arch.model.validate", lambda *_: {})
     for name in ("other", "noisy"):
         model.nondist_validation(SimpleNamespace(dataset=SimpleNamespace(opt={"name": name})), 1, None, False)
