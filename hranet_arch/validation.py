@@ -31,7 +31,7 @@ from hranet_arch.images import to_array, to_uint8, write_png
 
 logger = logging.getLogger(__name__)
 
-OF_LOADING = (
+OF_LOADING = (  # options of a set that change no value of it
     "phase", "cache", "io_backend", "batch_size_per_gpu", "num_worker_per_gpu", "prefetch_mode", "num_prefetch_queue",
     "pin_memory", "persistent_workers", "use_shuffle",
 )  # fmt: skip
